@@ -1,0 +1,32 @@
+"""Every error that a user can meet is an `MvdError`: one paragraph, no traceback on the command line."""
+
+
+class MvdError(Exception):
+    """Base of all errors that are meant for a user's eyes.
+
+    The message is one clear paragraph: what is wrong, the value found, the values allowed, what to do.
+    """
+
+
+class StoreError(MvdError):
+    """A store is missing, incomplete, or not what its identity says."""
+
+
+class NotAStoreError(StoreError, FileNotFoundError):
+    """The folder holds no store."""
+
+
+class NotSealedError(StoreError):
+    """A store whose shards are not all committed was opened for reading."""
+
+
+class IdentityError(StoreError, ValueError):
+    """A store differs from what a recipe, a plan or a record expects; the message names the field."""
+
+
+class CorruptionError(StoreError):
+    """Stored bytes do not match their recorded checksum."""
+
+
+class MissingRowError(StoreError, LookupError):
+    """A row has no payload (its status says why), or the store has no such row or column."""
