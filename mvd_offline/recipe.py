@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -365,7 +366,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
     if isinstance(source, Mapping):
         data, origin = dict(source), "recipe"
     else:
-        path = _find(source)
+        path = find_recipe(source)
         data, origin = _read_yaml(path), str(source)
     for override in overrides:
         _apply(data, override)
@@ -411,14 +412,12 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("*/*.yaml"))}
 
 
-def _of_kind(recipe: Recipe, expected: type[R], source: object) -> R:
-    if not isinstance(recipe, expected):
-        wanted = next(kind for kind, model in _KINDS.items() if model is expected)
-        raise RecipeError(f"{source}: this is a {recipe.kind} recipe; a {wanted} recipe is needed here")
-    return recipe
+def find_recipe(source: str | Path) -> Path:
+    """The YAML file that `source` means: a path, or the name of a recipe that ships.
 
-
-def _find(source: str | Path) -> Path:
+    Raises:
+        RecipeError: neither; the nearest names are given.
+    """
     path = Path(source)
     if path.is_file():
         return path
@@ -430,6 +429,19 @@ def _find(source: str | Path) -> Path:
     raise RecipeError(
         f"{source}: no such recipe file, and none of that name ships.{hint} `mvd-offline recipes list` shows them all."
     )
+
+
+def recipe_header(text: str) -> list[str]:
+    """The comment lines that open a recipe's file, without the number signs; the first says what it reproduces."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return [line.lstrip("#").strip() for line in lines]
+
+
+def _of_kind(recipe: Recipe, expected: type[R], source: object) -> R:
+    if not isinstance(recipe, expected):
+        wanted = next(kind for kind, model in _KINDS.items() if model is expected)
+        raise RecipeError(f"{source}: this is a {recipe.kind} recipe; a {wanted} recipe is needed here")
+    return recipe
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""What the commands share: option types, consoles, JSON and number formats. Loads neither torch nor rich by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+RecipeArgument: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a recipe that ships (`mvd-offline recipes list`).",
+        show_default=False,
+    ),
+]
+"""The recipe of a command, for `mvd_offline.recipe.load_recipe`."""
+
+SetOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override one key of the recipe; repeatable.", show_default=False),
+]
+"""Overrides, for the second argument of `load_recipe`: `overrides or ()`."""
+
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+"""Whether a command reports as JSON on standard output."""
+
+
+def print_json(data: Any) -> None:
+    """Write `data` to standard output as JSON; paths become strings and dataclasses mappings.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
+    """
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False, default=_plain))
+
+
+def stdout_console() -> Console:
+    """A rich console on standard output: reports and tables."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False)
+
+
+def stderr_console() -> Console:
+    """A rich console on standard error: progress and messages."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table: fitted to a terminal, at full width where output is no terminal, so that no cell is cut."""
+    console = stdout_console()
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
+
+
+def human_bytes(count: float) -> str:
+    """A size in decimal units, three significant digits.
+
+    >>> human_bytes(2_408_448)
+    '2.41 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 999.5:
+            return _three_digits(count, unit, whole=unit == "B")
+        count /= 1000
+    return _three_digits(count, "PB", whole=False)
+
+
+def human_duration(seconds: float) -> str:
+    """A duration: milliseconds below a second, then seconds, minutes, hours, days.
+
+    >>> human_duration(7384)
+    '2 h 03 min'
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours:02d} h"
+
+
+def _three_digits(value: float, unit: str, *, whole: bool) -> str:
+    if whole:
+        return f"{value:.0f} {unit}"
+    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{decimals}f} {unit}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

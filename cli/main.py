@@ -1,0 +1,176 @@
+"""The entry points `mvd-offline` and `mvd-shards`: which command lives where, and how an error leaves the process.
+
+A command's module is imported when the command runs, so `--help` loads none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_group
+
+from mvd_offline import __version__
+from mvd_offline.errors import MvdError, UsageError
+
+INTERRUPTED = 130
+
+# What the command-line parser raises. Its library differs between releases of typer, but not the family of this class.
+ParserError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class Place(NamedTuple):
+    """Where a command is: `module` defines `app` (a group) or a function named after the command."""
+
+    module: str
+    help: str
+    group: bool = False
+
+
+COMMANDS: dict[str, Place] = {
+    "demo": Place("demo", "The whole pipeline in miniature on generated, labelled videos."),
+    "videos": Place("videos", "Catalogs of videos: scan a folder or a list, generate videos, show one.", group=True),
+    "plan": Place("plan", "Fix the views of a store, and say what it will cost."),
+    "extract": Place("extract", "Run the frozen teachers over a store's views; resumable."),
+    "distill": Place("distill", "Train a student on the masked features of its teachers."),
+    "pretrain": Place("pretrain", "Train a teacher from scratch: MAE or VideoMAE."),
+    "finetune": Place("finetune", "Train a classifier from a pretrained encoder."),
+    "evaluate": Place("evaluate", "Test a fine-tuned run on several clips and crops of each video."),
+    "convert": Place("convert", "Write a checkpoint in another layout: mvd, hf, timm, safetensors."),
+    "shards": Place("shards", "Look into a store, and check it; also installed as mvd-shards.", group=True),
+    "recipes": Place("recipes", "The recipes that ship.", group=True),
+    "bench": Place("bench", "Measurements.", group=True),
+}
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are placeholders, with their one line of help, until one of them is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands.update({name: TyperCommand(name, help=place.help) for name, place in COMMANDS.items()})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in COMMANDS:
+            self.commands[args[0]] = load_command(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def load_command(name: str) -> Any:
+    """Import a command's module and build the command."""
+    place = COMMANDS[name]
+    module = importlib.import_module(f"mvd_offline.cli.{place.module}")
+    if place.group:
+        group = get_group(module.app)
+        group.name = name
+        return group
+    single = typer.Typer(add_completion=False)
+    single.command(name)(getattr(module, name))
+    return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    help="Masked video distillation with precomputed targets: run the frozen teachers once, train many students.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mvd-offline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error; also MVD_DEBUG=1.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the command. `run` takes --debug at any place, so it is only declared here."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `mvd-offline` command. Returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    return run(get_group(app), "mvd-offline", arguments)
+
+
+def main_shards(arguments: Sequence[str] | None = None) -> int:
+    """The `mvd-shards` command: `mvd-offline shards` under its own name."""
+    return run(load_command("shards"), "mvd-shards", arguments)
+
+
+def run(command: Any, program: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a command; an error becomes one paragraph on standard error and an exit status.
+
+    Args:
+        command: a built command or group.
+        program: its name in help and usage.
+        arguments: what follows the program's name; the process's own when None.
+
+    Raises:
+        Exception: whatever the command raised, when --debug or MVD_DEBUG asks for tracebacks.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if word != "--debug"]
+    debug = words != given or os.environ.get("MVD_DEBUG", "0") not in ("", "0")
+    try:
+        with command.make_context(program, words or ["--help"]) as context:
+            status = command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except ParserError as error:
+        return _report_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("interrupted; run the same command again to go on")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output left, as `head` does. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"error: {_describe(error)}")
+        return 2 if isinstance(error, UsageError) else 1
+    return status if isinstance(status, int) else 0
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, MvdError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug"
+
+
+def _report_usage(error: Any) -> int:
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        if message:
+            typer.echo(message, err=True)
+    elif context is not None:
+        _say(f"error: {message.rstrip('.')}. `{context.command_path} --help` shows what is allowed.".replace("?.", "?"))
+    else:
+        _say(f"error: {message}")
+    return int(error.exit_code)
+
+
+def _say(message: str) -> None:
+    """One paragraph on standard error: wrapped to the terminal's width, or a single line where there is none."""
+    text = " ".join(message.split())
+    if sys.stderr.isatty():
+        from mvd_offline.cli.common import stderr_console
+
+        stderr_console().print(text, markup=False)
+    else:
+        typer.echo(text, err=True)
