@@ -1,0 +1,237 @@
+"""Reading frames: decord where its random access is exact, PyAV elsewhere. Both run on one thread.
+
+decord addresses frames by number but seeks to a keyframe by the keyframe's position in *decoding* order. Where that is
+not its position in display order (open groups of pictures, edit lists) it returns a neighbouring frame without a word,
+so such files are read by PyAV. Where both readers can read a file exactly, their pixels are identical bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvd_offline.errors import VideoError
+from mvd_offline.video.packets import PacketIndex, open_best_stream, read_packet_index
+
+Reader = Literal["decord", "pyav"]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a probe found. `width` and `height` are as displayed, after rotation; `decoder` is `"decord"` or `"pyav"`."""
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+    decoder: Reader
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """RGB frames, uint8 (T, H, W, 3), and who decoded them: `"decord 0.6.0"` or `"pyav 18.1.0"`."""
+
+    frames: NDArray[np.uint8]
+    decoder: str
+
+    def __repr__(self) -> str:
+        return f"Decoded(frames=uint8 {self.frames.shape}, decoder={self.decoder!r})"
+
+
+@cache
+def decoder_version(reader: Reader) -> str:
+    """`"decord 0.6.0"`, `"pyav 18.1.0"`."""
+    if reader == "pyav":
+        return f"pyav {metadata.version('av')}"
+    for package in ("decord", "eva-decord"):
+        try:
+            return f"{package} {metadata.version(package)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return "decord"
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Facts of a video, from its packets and a decode of its first and last frame.
+
+    Raises:
+        VideoError: missing, no video in it, or a frame that does not decode.
+    """
+    path = Path(path)
+    _check_regular(path)
+    index = read_packet_index(path)
+    reader: Reader = "decord" if index.seeks_exactly and _decord_agrees(path, index) else "pyav"
+    frames = index.frames
+    try:
+        ends = decode(path, (0, frames - 1), reader=reader)
+    except VideoError:
+        # Some containers (XviD in AVI) hold packets that show no frame: count what really comes out.
+        frames = _count_with_pyav(path)
+        if not 0 < frames < index.frames:
+            raise
+        ends = decode(path, (0, frames - 1), reader="pyav")
+    height, width = ends.frames.shape[1:3]
+    used: Reader = "pyav" if ends.decoder == decoder_version("pyav") else "decord"
+    return VideoInfo(frames=frames, fps=index.fps, width=width, height=height, decoder=used)
+
+
+def decode(path: str | Path, indices: Sequence[int], *, reader: Reader | None = None) -> Decoded:
+    """Frames by number, in the order asked for; a repeated number is decoded once.
+
+    Args:
+        path: the file.
+        indices: frame numbers in display order, from 0.
+        reader: who a probe found to be exact for this file; None finds out, at the cost of reading the packets.
+
+    Raises:
+        VideoError: missing, not a video, or a frame that neither reader can decode.
+    """
+    path = Path(path)
+    _check_regular(path)
+    wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)
+    if wanted.size == 0 or wanted[0] < 0:
+        raise VideoError(str(path), f"cannot decode frames {list(indices)}: give at least one, none negative")
+    if reader is None:
+        reader = "decord" if read_packet_index(path).seeks_exactly else "pyav"
+    failure: VideoError | None = None
+    if reader == "decord":
+        try:
+            frames = _decode_with_decord(path, wanted)
+            return Decoded(_in_order(frames, inverse), decoder_version("decord"))
+        except VideoError as error:
+            failure = error
+    try:
+        frames = _decode_with_pyav(path, wanted)
+    except VideoError as error:
+        raise (error if failure is None else _both(failure, error)) from None
+    return Decoded(_in_order(frames, inverse), decoder_version("pyav"))
+
+
+# ---- decord --------------------------------------------------------------------------------------------------------
+
+
+def _decode_with_decord(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+    decord = _decord()
+    reader = None
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        return reader.get_batch(wanted.tolist()).asnumpy()
+    except (decord.DECORDError, RuntimeError, IndexError, AssertionError, StopIteration) as error:
+        raise VideoError(str(path), clean_reason(str(error), path), decoder=decoder_version("decord")) from None
+    finally:
+        del reader  # closes the file and ends decord's decoding thread now, not at some later collection
+
+
+def _decord_agrees(path: Path, index: PacketIndex) -> bool:
+    decord = _decord()
+    try:
+        return len(decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)) == index.frames
+    except (decord.DECORDError, RuntimeError, AssertionError):
+        return False
+
+
+@cache
+def _decord() -> Any:
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+# ---- PyAV ----------------------------------------------------------------------------------------------------------
+
+
+def _decode_with_pyav(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Decodes from the first frame and counts: exact for any file, whatever its timestamps say."""
+    import av
+
+    remaining = set(wanted.tolist())
+    last, number = int(wanted[-1]), -1
+    frames: list[NDArray[np.uint8]] = []
+    tried = decoder_version("pyav")
+    try:
+        for number, frame in enumerate(_frames_with_pyav(path)):
+            if number in remaining:
+                if frame.is_corrupt:
+                    raise VideoError(str(path), "the frame is damaged", frame=number, decoder=tried)
+                frames.append(_upright(frame))
+            if number == last:
+                break
+    except av.FFmpegError as error:
+        reason = clean_reason(error.strerror or str(error), path)
+        raise VideoError(str(path), reason, frame=number + 1, decoder=tried) from None
+    if number < last:
+        raise VideoError(str(path), f"the video ends after {number + 1} frames", frame=last, decoder=tried)
+    if len({frame.shape for frame in frames}) > 1:
+        raise VideoError(str(path), "the frame size changes within the video", decoder=tried)
+    return np.stack(frames)
+
+
+def _count_with_pyav(path: Path) -> int:
+    """Frames of the whole video; 0 when it does not decode to its end."""
+    import av
+
+    number = 0
+    try:
+        for _ in _frames_with_pyav(path):
+            number += 1
+    except av.FFmpegError:
+        return 0
+    return number
+
+
+def _frames_with_pyav(path: Path) -> Iterator[Any]:
+    with open_best_stream(path) as (container, stream):
+        stream.codec_context.thread_count = 1
+        yield from container.decode(stream)
+
+
+def _upright(frame: Any) -> NDArray[np.uint8]:
+    # rotation is counter-clockwise, in degrees, as the display matrix has it; decord applies it by itself.
+    pixels = frame.to_ndarray(format="rgb24")
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
+
+
+# ---- both ----------------------------------------------------------------------------------------------------------
+
+
+def clean_reason(message: str, path: Path) -> str:
+    """A decoder's message as one line without source locations, clock times or folders of this machine."""
+    text = message.strip().splitlines()[0] if message.strip() else "unknown error"
+    text = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", text)
+    text = re.sub(r"^Check failed: .*?\([^()]* vs\. [^()]*\)\s*(?=\S)", "", text)
+    text = text.replace(str(path), path.name).removeprefix("ERROR ")
+    return text.rstrip(". ")
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise VideoError(str(path), "no such file", status="missing") from None
+    except OSError as error:
+        raise VideoError(str(path), error.strerror or "cannot be opened") from None
+    if not stat.S_ISREG(mode):
+        raise VideoError(str(path), "not a regular file")
+
+
+def _in_order(frames: NDArray[np.uint8], inverse: NDArray[np.intp]) -> NDArray[np.uint8]:
+    if len(inverse) == len(frames) and (inverse == np.arange(len(frames))).all():
+        return np.ascontiguousarray(frames)
+    return frames[inverse]
+
+
+def _both(first: VideoError, second: VideoError) -> VideoError:
+    reasons = [f"{error.decoder.split()[0]}: {error.reason}" for error in (first, second)]
+    return VideoError(first.path, "; ".join(reasons), frame=second.frame, decoder=f"{first.decoder}, {second.decoder}")
