@@ -1,6 +1,7 @@
 """The entry points `mvd-offline` and `mvd-shards`: which command lives where, and how an error leaves the process.
 
-A command's module is imported when the command runs, so `--help` loads none of them.
+A command's module is imported when the command runs, so `--help` loads none of them; nor does it load rich, whose
+panels would take half of the time that `--help` may take.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class Place(NamedTuple):
 
 COMMANDS: dict[str, Place] = {
     "demo": Place("demo", "The whole pipeline in miniature on generated, labelled videos."),
-    "videos": Place("videos", "Catalogs of videos: scan a folder or a list, generate videos, show one.", group=True),
+    "videos": Place("videos", "Catalogs of videos: scan, synth, show.", group=True),
     "plan": Place("plan", "Fix the views of a store, and say what it will cost."),
     "extract": Place("extract", "Run the frozen teachers over a store's views; resumable."),
     "distill": Place("distill", "Train a student on the masked features of its teachers."),
     "pretrain": Place("pretrain", "Train a teacher from scratch: MAE or VideoMAE."),
     "finetune": Place("finetune", "Train a classifier from a pretrained encoder."),
     "evaluate": Place("evaluate", "Test a fine-tuned run on several clips and crops of each video."),
-    "convert": Place("convert", "Write a checkpoint in another layout: mvd, hf, timm, safetensors."),
+    "convert": Place("convert", "Write a checkpoint as mvd, hf, timm or safetensors."),
     "shards": Place("shards", "Look into a store, and check it; also installed as mvd-shards.", group=True),
     "recipes": Place("recipes", "The recipes that ship.", group=True),
     "bench": Place("bench", "Measurements.", group=True),
@@ -66,10 +67,11 @@ def load_command(name: str) -> Any:
     place = COMMANDS[name]
     module = importlib.import_module(f"mvd_offline.cli.{place.module}")
     if place.group:
+        module.app.rich_markup_mode = None
         group = get_group(module.app)
         group.name = name
         return group
-    single = typer.Typer(add_completion=False)
+    single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(name)(getattr(module, name))
     return typer.main.get_command(single)
 
@@ -77,6 +79,7 @@ def load_command(name: str) -> Any:
 app = typer.Typer(
     cls=LazyGroup,
     add_completion=False,
+    rich_markup_mode=None,
     help="Masked video distillation with precomputed targets: run the frozen teachers once, train many students.",
 )
 
