@@ -29,7 +29,8 @@ class CropBox:
 
     def inside(self, width: int, height: int) -> bool:
         """Whether the box is not empty and lies within a frame of `width` x `height` pixels."""
-        return min(self.w, self.h) >= 1 and min(self.x, self.y) >= 0 and self.x + self.w <= width and self.y + self.h <= height  # fmt: skip
+        fits = self.x + self.w <= width and self.y + self.h <= height
+        return fits and min(self.w, self.h) >= 1 and min(self.x, self.y) >= 0
 
 
 def multiscale_crop_shapes(

@@ -28,7 +28,7 @@ Reader = Literal["decord", "pyav"]
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a probe found. `width` and `height` are as displayed, after rotation; `decoder` is `"decord"` or `"pyav"`."""
+    """What a probe found: size in pixels as displayed, after rotation; the reader that is exact for this file."""
 
     frames: int
     fps: float

@@ -1,4 +1,4 @@
-"""The packets of a video's best stream, read without decoding: how many frames, and whether seeking by number is exact."""
+"""A video's packets, read without decoding: how many frames there are, and whether seeking by number is exact."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _seeks_exactly(packets: list[tuple[int | None, bool, bool]]) -> bool:
     keyframes = [position for position, (_, key, _) in enumerate(packets) if key]
     if keyframes == [0]:
         return True  # nothing to seek to
-    times = [pts for pts, _, _ in packets]
-    if not keyframes or keyframes[0] != 0 or None in times or len(set(times)) < len(times):
+    times = [pts for pts, _, _ in packets if pts is not None]
+    if not keyframes or keyframes[0] != 0 or len(set(times)) < len(packets):
         return False
-    rank = {time: position for position, time in enumerate(sorted(time for time in times if time is not None))}
-    return all(rank[times[position]] == position for position in keyframes if times[position] is not None)
+    rank = {time: position for position, time in enumerate(sorted(times))}
+    return all(rank[times[position]] == position for position in keyframes)

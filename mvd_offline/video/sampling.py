@@ -6,6 +6,8 @@ Defaults are those of MVD: 16 frames at a stride of 4, a span of 64 frames.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from mvd_offline.errors import UsageError
@@ -71,11 +73,14 @@ def dense_indices_until(frames_in_video: int, end: int, num_frames: int = 16, st
 
 
 def uniform_train_indices(frames_in_video: int, stream: KeyedStream, num_frames: int = 16) -> Indices:
-    """Something-Something: one random frame of each of `num_frames` segments that share their ends (MVD official code)."""
+    """Something-Something: one random frame from each of `num_frames` segments (MVD official code).
+
+    Neighbouring segments share their ends, so a frame can be drawn twice. VideoMAE's segments differ.
+    """
     _check_frames(frames_in_video)
     length = (frames_in_video - 1) / num_frames
     bounds = [round(length * i) for i in range(num_frames + 1)]  # Python and numpy both round half to even
-    return tuple(low + stream.below(high - low + 1) for low, high in zip(bounds, bounds[1:], strict=False))
+    return tuple(low + stream.below(high - low + 1) for low, high in pairwise(bounds))
 
 
 # ---- testing: several clips of a video -----------------------------------------------------------------------------

@@ -1,0 +1,108 @@
+"""A view, and the only way from a view to pixels. Import these names from `mvd_offline.video.views`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from PIL import Image
+
+from mvd_offline.errors import VideoError
+from mvd_offline.video.crops import CropBox
+from mvd_offline.video.decode import Reader, decode
+
+
+@dataclass(frozen=True)
+class View:
+    """A clip and a crop box: what a model sees of a video.
+
+    `status` is `"ok"`, or the catalog's word for a video that cannot be read; such a view has no frames and an empty
+    crop box. Sizes are pixels of the decoded frame.
+    """
+
+    view_id: int
+    video_id: str
+    path: str
+    label: int
+    group: int
+    frame_indices: tuple[int, ...]
+    crop: CropBox
+    flip: bool
+    width: int
+    height: int
+    frames: int
+    status: str
+    detail: str
+    shard: int
+    decoder: Reader | None = None
+    """The reader that the scan found to be exact; None where nothing is known."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A view's pixels, uint8 (T, S, S, 3) RGB, and who decoded them (`"decord 0.6.0"`)."""
+
+    pixels: NDArray[np.uint8]
+    decoder: str
+
+    def __repr__(self) -> str:
+        return f"Rendered(pixels=uint8 {self.pixels.shape}, decoder={self.decoder!r})"
+
+
+def render(view: View, root: str | Path, image_size: int) -> Rendered:
+    """Decodes, crops and resizes a view to `image_size` pixels a side.
+
+    Raises:
+        VideoError: the view's status is not ok, the file is gone or does not decode, or its frames have another size
+            than when the plan was made. Paths in the error are relative to `root`.
+    """
+    return render_sizes(view, root, (image_size,))[image_size]
+
+
+def render_sizes(view: View, root: str | Path, image_sizes: Sequence[int]) -> dict[int, Rendered]:
+    """One `Rendered` for each size, keyed by it, all from the same decode and the same crop."""
+    if view.status != "ok":
+        raise VideoError(view.path, view.detail or view.status, status=view.status)
+    try:
+        decoded = decode(Path(root) / view.path, view.frame_indices, reader=view.decoder)
+    except VideoError as error:
+        raise VideoError(
+            view.path, error.reason, frame=error.frame, decoder=error.decoder, status=error.status
+        ) from None
+    height, width = decoded.frames.shape[1:3]
+    if (width, height) != (view.width, view.height):
+        raise VideoError(
+            view.path,
+            f"frames are {width} x {height} pixels, but the plan was made for {view.width} x {view.height}: the file "
+            "changed since; scan the videos and plan again, or put the old file back",
+            decoder=decoded.decoder,
+        )
+    return {
+        size: Rendered(crop_and_resize(decoded.frames, view.crop, size, size, flip=view.flip), decoded.decoder)
+        for size in image_sizes
+    }
+
+
+def crop_and_resize(
+    frames: NDArray[np.uint8], crop: CropBox, width: int, height: int, *, flip: bool = False
+) -> NDArray[np.uint8]:
+    """PIL crop, then PIL bilinear resize (antialiased when it shrinks), as MVD's pipeline does.
+
+    uint8 (T, H, W, 3) -> uint8 (T, height, width, 3).
+    """
+    if not crop.inside(frames.shape[2], frames.shape[1]):
+        raise ValueError(f"{crop} does not lie inside frames of {frames.shape[2]} x {frames.shape[1]} pixels")
+    box = (crop.x, crop.y, crop.x + crop.w, crop.y + crop.h)
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for target, frame in zip(out, frames, strict=True):
+        target[:] = np.asarray(Image.fromarray(frame).crop(box).resize((width, height), Image.Resampling.BILINEAR))
+    return np.ascontiguousarray(out[:, :, ::-1]) if flip else out
+
+
+def pixel_hash(pixels: NDArray[np.uint8]) -> str:
+    """xxh3_64 of the pixels in C order, as 16 hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(pixels).data)
