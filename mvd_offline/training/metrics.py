@@ -1,0 +1,132 @@
+"""What a run writes while it trains: `metrics.jsonl`, TensorBoard, and a line or a bar for the reader."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Meter:
+    """Means since the last line: part of the resume state, so that a resumed run writes the very same lines."""
+
+    def __init__(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
+        self.sums: dict[str, float] = dict(sums or {})
+        self.count = count
+
+    def add(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        means = {name: total / self.count for name, total in self.sums.items()} if self.count else {}
+        self.sums, self.count = {}, 0
+        return means
+
+
+class Stopwatch:
+    """Wall-clock seconds by phase since the last line."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._mark = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Attribute the time since the last call to `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._mark
+        self._mark = now
+
+    def take(self) -> dict[str, float]:
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to `metrics.jsonl`, and the same numbers to TensorBoard.
+
+    Lines after `resume_step` come from work that a crash lost; they are cut off, since it is done again.
+    Everything that depends on the machine is under the key `time`.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int, tensorboard: bool) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._cut_after(resume_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+
+    def _cut_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the torn last line of a killed run
+            if record["step"] > step:
+                break
+            kept.append(line + "\n")
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self._path)
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            flat = {**{k: v for k, v in record.items() if k != "time"}, **record.get("time", {})}
+            for name, value in flat.items():
+                if name != "step" and isinstance(value, int | float) and math.isfinite(value):
+                    self._board.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Reporter:
+    """A progress bar on a terminal; a line now and then where there is none."""
+
+    def __init__(self, title: str, total_steps: int, start: int, *, enabled: bool, every_seconds: float = 30.0) -> None:
+        self._console = Console(stderr=True)
+        self._enabled, self._title, self._total, self._every = enabled, title, total_steps, every_seconds
+        self._last = time.monotonic()
+        self._bar: Progress | None = None
+        if enabled and self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(title, total=total_steps, completed=start, note="")
+            self._bar.start()
+
+    def advance(self, step: int, note: str | None = None) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+            if note is not None:
+                self._bar.update(self._task, note=note)
+        elif self._enabled and note and (time.monotonic() - self._last >= self._every or step == self._total):
+            self._last = time.monotonic()
+            self._console.print(f"{self._title}: step {step}/{self._total}  {note}", highlight=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
