@@ -39,6 +39,10 @@ class KeyedStream:
         """A uniform double in [low, high), from 53 random bits."""
         return low + (high - low) * ((int(self._bits.random_raw()) >> 11) * 2.0**-53)
 
+    def uniforms(self, n: int) -> NDArray[np.float64]:
+        """`n` uniform doubles in [0, 1): the same as `n` calls of `uniform`."""
+        return (np.atleast_1d(self._bits.random_raw(n)) >> np.uint64(11)) * 2.0**-53
+
     def permutation(self, n: int) -> NDArray[np.int64]:
         """A uniform permutation of 0..n-1: the order of n random 64-bit keys."""
         keys = self._bits.random_raw(n) if n else np.empty(0, np.uint64)

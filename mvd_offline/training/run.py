@@ -1,0 +1,77 @@
+"""The run folder: the resolved recipe and the identity of its data, fixed when the run starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mvd_offline.errors import UsageError
+from mvd_offline.recipe import Recipe, dump_recipe, load_recipe
+from mvd_offline.shards.errors import IdentityError
+
+RECIPE_FILE = "recipe.yaml"
+IDENTITY_FILE = "identity.json"
+
+# What may change between a run's start and its continuation: it decides how fast, not what.
+FREE = ("training.workers", "training.prefetch_batches", "training.log_every_steps", "training.keep_last",
+        "training.checkpoint_every_epochs", "training.pixel_check_fraction", "training.tensorboard",
+        "optim.micro_batch_size", "optim.stop_after_epochs")  # fmt: skip
+
+
+def open_run(run: Path, recipe: Recipe, identity: dict[str, str], *, main: bool) -> None:
+    """Start a run folder, or check that a started one belongs to this recipe and this data.
+
+    Args:
+        identity: what names the data: store id, plan hash, column ids, catalog hashes.
+        main: whether this process writes.
+
+    Raises:
+        UsageError: the folder holds a run of another recipe; names the first field that differs.
+        IdentityError: the folder's run was started on other data; names the field.
+    """
+    if (run / RECIPE_FILE).is_file():
+        _check_recipe(run, recipe)
+        _check_identity(run, identity)
+        return
+    if not main:
+        return
+    if run.is_dir() and any(run.iterdir()):
+        raise UsageError(f"{run} is not empty and holds no run of this program: give an empty or a new folder as --run.")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (run / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
+
+
+def read_identity(run: Path) -> dict[str, str]:
+    return {str(k): str(v) for k, v in json.loads((run / IDENTITY_FILE).read_text(encoding="utf-8")).items()}
+
+
+def _check_recipe(run: Path, recipe: Recipe) -> None:
+    started = _flat(load_recipe(run / RECIPE_FILE).model_dump(mode="json"))
+    for path, value in _flat(recipe.model_dump(mode="json")).items():
+        if path not in FREE and started.get(path) != value:
+            raise UsageError(
+                f"{run} holds a run that was started with {path} = {started.get(path)!r}, and this recipe has {value!r}. "
+                f"Go on with the run's own recipe ({run / RECIPE_FILE}), or give another folder as --run."
+            )
+
+
+def _check_identity(run: Path, identity: dict[str, str]) -> None:
+    started = read_identity(run)
+    for field, value in identity.items():
+        if started.get(field) != value:
+            raise IdentityError(
+                f"{run} was started on other data: {field} was {started.get(field)!r} and is {value!r} now. "
+                "Give the store or the catalogs that the run was started with, or another folder as --run."
+            )
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
