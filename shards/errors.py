@@ -30,3 +30,11 @@ class CorruptionError(StoreError):
 
 class MissingRowError(StoreError, LookupError):
     """A row has no payload (its status says why), or the store has no such row or column."""
+
+
+class CodecError(StoreError, ValueError):
+    """Features cannot be stored by the codec: wrong shape or dtype, not finite, or out of its range."""
+
+
+class CommitError(StoreError, ValueError):
+    """A shard cannot be committed: it is committed already, or its rows are incomplete or out of order."""

@@ -1,0 +1,130 @@
+"""Files that appear whole or not at all.
+
+A file is written under a hidden temporary name in its target folder, flushed to disk, renamed, and the folder flushed.
+The writer holds an advisory lock on the temporary file for as long as it lives; a temporary file whose lock is free
+belongs to a dead process and may be removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+class TemporaryFile:
+    """An open, locked temporary file beside its target; use through `temporary_file`."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path, descriptor = _create_locked(target)
+        self.stream: BinaryIO = os.fdopen(descriptor, "wb")
+
+    def flush_to_disk(self) -> None:
+        """After this the bytes written so far survive a power cut."""
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+
+    def publish(self) -> None:
+        """Rename onto the target and flush the folder; what was there before is replaced."""
+        self.flush_to_disk()
+        os.rename(self.path, self.target)
+        sync_folder(self.target.parent)
+
+
+@contextlib.contextmanager
+def temporary_file(target: Path) -> Iterator[TemporaryFile]:
+    """A temporary file for `target`; without a call of `publish` nothing is left behind."""
+    temporary = TemporaryFile(target)
+    try:
+        yield temporary
+    finally:
+        # Unlink before the lock is released by closing, so that the name never looks abandoned.
+        temporary.path.unlink(missing_ok=True)
+        temporary.stream.close()
+
+
+def publish_bytes(target: Path, data: bytes) -> None:
+    """Write a whole file atomically and durably."""
+    with temporary_file(target) as temporary:
+        temporary.stream.write(data)
+        temporary.publish()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals inside `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file durably; one that does not exist is fine."""
+    if path.exists():
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes that take the same lock; waits for its turn."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def abandoned_files(folder: Path) -> list[Path]:
+    """Temporary files in `folder` whose writer is dead."""
+    return [path for path in _temporary_files(folder) if _with_free_lock(path, remove=False)]
+
+
+def clean_folder(folder: Path) -> list[Path]:
+    """Remove the temporary files of dead writers; returns what was removed. Live writers are not harmed."""
+    return [path for path in _temporary_files(folder) if _with_free_lock(path, remove=True)]
+
+
+def _temporary_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{TEMPORARY_PREFIX}*")) if folder.is_dir() else []
+
+
+def _create_locked(target: Path) -> tuple[Path, int]:
+    while True:
+        path = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{secrets.token_hex(4)}")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        if _try_lock(descriptor) and os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        # A cleaner took the file in the instant between its creation and its lock: take another name.
+        os.close(descriptor)
+
+
+def _with_free_lock(path: Path, *, remove: bool) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False  # published or removed meanwhile
+    try:
+        free = _try_lock(descriptor)
+        if free and remove:
+            path.unlink(missing_ok=True)
+        return free
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
