@@ -54,12 +54,18 @@ class Classifier(VideoEncoder):
             self.head.weight.mul_(head_init_scale)
             self.head.bias.mul_(head_init_scale)
 
-    def features(self, video: Tensor) -> Tensor:
-        """Pooled and normalised features before the head: (B, D). There is no norm between blocks and mean."""
-        return self.fc_norm(self.encode_tokens(video).mean(dim=1))
+    @property
+    def drop_path_sites(self) -> int:
+        """Residual branches: the width of `drop_noise`."""
+        return 2 * self.arch.depth
 
-    def forward(self, video: Tensor) -> Tensor:
-        return self.head(self.head_dropout(self.features(video)))
+    def features(self, video: Tensor, drop_noise: Tensor | None = None) -> Tensor:
+        """Pooled and normalised features before the head: (B, D). There is no norm between blocks and mean."""
+        return self.fc_norm(self.encode_tokens(video, drop_noise=drop_noise).mean(dim=1))
+
+    def forward(self, video: Tensor, drop_noise: Tensor | None = None) -> Tensor:
+        """Logits (B, classes); `drop_noise` is (B, drop_path_sites), uniform in [0, 1), drawn here when None."""
+        return self.head(self.head_dropout(self.features(video, drop_noise)))
 
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build this model again; all sizes, no weights."""
@@ -85,9 +91,7 @@ class Classifier(VideoEncoder):
         )
 
 
-def build_classifier(
-    section: ClassifierSection, clip: ClipSection, positions: Positions = "sincos_3d"
-) -> Classifier:
+def build_classifier(section: ClassifierSection, clip: ClipSection, positions: Positions = "sincos_3d") -> Classifier:
     """The classifier of a recipe, freshly initialised from torch's global generator."""
     return Classifier(
         resolve_arch(section.arch, section.width, section.depth, section.heads),

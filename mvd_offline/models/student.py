@@ -93,7 +93,14 @@ class Student(VideoEncoder):
         index = None if mask is None else split_mask(mask)[0]
         return self.norm(self.encode_tokens(video, index))
 
-    def forward(self, video: Tensor, mask: Tensor, masked_tokens: int | None = None) -> dict[str, Tensor]:
+    @property
+    def drop_path_sites(self) -> int:
+        """Residual branches of encoder and decoders: the width of `drop_noise`."""
+        return 2 * (self.arch.depth + len(self.targets) * self.decoder_arch.depth)
+
+    def forward(
+        self, video: Tensor, mask: Tensor, masked_tokens: int | None = None, drop_noise: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Predict the teachers' features of the masked tokens.
 
         Args:
@@ -101,6 +108,8 @@ class Student(VideoEncoder):
             mask: bool (B, N) in t, h, w order, True = masked, the same number M in each row.
             masked_tokens: M. Pass it in a training loop: otherwise it is read from the mask, which waits for the
                 device and breaks a compiled graph.
+            drop_noise: (B, drop_path_sites), uniform in [0, 1), for drop path; encoder first, then each decoder.
+                Drawn from the global generator when None.
 
         Returns:
             teacher name to (B, M, D_teacher), masked tokens in raster order.
@@ -111,9 +120,11 @@ class Student(VideoEncoder):
                 f"(B, {self.grid.num_tokens}) with B = {video.shape[0]} is needed"
             )
         visible, masked = split_mask(mask, masked_tokens)
-        encoded = self.norm(self.encode_tokens(video, visible))
+        sites = [2 * self.arch.depth, *[2 * self.decoder_arch.depth] * len(self.targets)]
+        noise = [None] * len(sites) if drop_noise is None else drop_noise.split(sites, dim=1)
+        encoded = self.norm(self.encode_tokens(video, visible, noise[0]))
         predictions: dict[str, Tensor] = {}
-        for name in self.targets:
+        for name, decoder_noise in zip(self.targets, noise[1:], strict=True):
             short = SHORT_NAMES[name]
             x = with_mask_tokens(
                 self.get_submodule(f"down_{short}")(encoded),
@@ -122,7 +133,7 @@ class Student(VideoEncoder):
                 visible,
                 masked,
             )
-            predictions[name] = self.get_submodule(f"decoder_{short}")(x, masked.shape[1])
+            predictions[name] = self.get_submodule(f"decoder_{short}")(x, masked.shape[1], decoder_noise)
         return predictions
 
     def config(self) -> dict[str, Any]:

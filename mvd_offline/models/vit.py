@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +26,7 @@ LAYER_NORM_EPS = 1e-6
 LayerNorm = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
 
 QkvBias: TypeAlias = Literal["split", "fused"]
-"""`split`: parameters q_bias and v_bias, no key bias (VideoMAE, MVD). `fused`: qkv.bias (MAE, timm, frozen teachers)."""
+"""`split`: parameters q_bias and v_bias, no key bias (VideoMAE, MVD). `fused`: qkv.bias (MAE, timm, teachers)."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,18 @@ class Block(nn.Module):
         self.attn = Attention(width, heads, qkv_bias)
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, 4 * width)
-        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+        self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, drop_noise: Tensor | None = None) -> Tensor:
+        """(B, N, D) to (B, N, D); `drop_noise` is (B, 2), uniform in [0, 1), drawn here when None."""
+        if not self.training or self.drop_path == 0.0:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        if drop_noise is None:
+            drop_noise = torch.rand(x.shape[0], 2, device=x.device)
+        keep = (drop_noise >= self.drop_path).to(x.dtype) / (1.0 - self.drop_path)
+        x = x + keep[:, 0, None, None] * self.attn(self.norm1(x))
+        return x + keep[:, 1, None, None] * self.mlp(self.norm2(x))
 
 
 def make_blocks(arch: Arch, qkv_bias: QkvBias, drop_path: float = 0.0) -> nn.ModuleList:
@@ -122,13 +129,21 @@ def make_blocks(arch: Arch, qkv_bias: QkvBias, drop_path: float = 0.0) -> nn.Mod
     return nn.ModuleList(Block(arch.width, arch.heads, qkv_bias, rate) for rate in rates)
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, checkpoint_activations: bool = False) -> Tensor:
-    """Apply the blocks; with checkpointing, the backward pass recomputes each block (with the same random draws)."""
-    for block in blocks:
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, checkpoint_activations: bool = False, drop_noise: Tensor | None = None
+) -> Tensor:
+    """Apply the blocks; with checkpointing, the backward pass recomputes each block (with the same random draws).
+
+    Args:
+        drop_noise: (B, 2 * len(blocks)), uniform in [0, 1): decides which branches are dropped. Drawn by the loader from
+            a sample's identity, it makes drop path independent of how samples are shared out over processes.
+    """
+    for i, block in enumerate(blocks):
+        noise = None if drop_noise is None else drop_noise[:, 2 * i : 2 * i + 2]
         if checkpoint_activations and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False)
+            x = checkpoint(block, x, noise, use_reentrant=False)
         else:
-            x = block(x)
+            x = block(x, noise)
     return x
 
 
@@ -265,13 +280,13 @@ class VideoEncoder(nn.Module):
     def image_size(self) -> int:
         return self.grid.h * self.patch_size
 
-    def encode_tokens(self, video: Tensor, index: Tensor | None = None) -> Tensor:
+    def encode_tokens(self, video: Tensor, index: Tensor | None = None, drop_noise: Tensor | None = None) -> Tensor:
         """Residual stream after the last block: (B, V, D) for the tokens of `index`, or all."""
         table = self._table(video)
         x = self.patch_embed(video, index)
         # Under autocast the float32 table keeps the residual stream in float32, where bfloat16 would round it.
         x = x + (table if index is None else gather_tokens(table, index))
-        return run_blocks(self.blocks, x, self.checkpoint_activations)
+        return run_blocks(self.blocks, x, self.checkpoint_activations, drop_noise)
 
     def _table(self, video: Tensor) -> Tensor:
         grid = self.patch_embed.grid_of(video)
@@ -294,9 +309,9 @@ class Decoder(nn.Module):
         self.norm = LayerNorm(arch.width)
         self.head = nn.Linear(arch.width, out_features)
 
-    def forward(self, x: Tensor, masked_tokens: int) -> Tensor:
+    def forward(self, x: Tensor, masked_tokens: int, drop_noise: Tensor | None = None) -> Tensor:
         """(B, V + M, width) to (B, M, out_features)."""
-        x = run_blocks(self.blocks, x, self.checkpoint_activations)
+        x = run_blocks(self.blocks, x, self.checkpoint_activations, drop_noise)
         return self.head(self.norm(x[:, -masked_tokens:]))
 
 
