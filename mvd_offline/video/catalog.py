@@ -1,18 +1,23 @@
-"""The catalog: what is known of every video of a data set, as one Parquet file."""
+"""The catalog: what is known of every video of a data set, as one Parquet file, and the scan that finds it out."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvd_offline.errors import UsageError
+from mvd_offline.video.decode import probe as probe_video
+from mvd_offline.video.examine import Examined, Probe, examine_files
+from mvd_offline.video.lists import ListedVideo, ListFormat, Subset, list_videos
 
 CATALOG_VERSION = 1
 STATUSES = ("ok", "unreadable", "too_short", "timeout", "missing")
@@ -67,7 +72,7 @@ class Catalog:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Videos of each status; every status is present."""
+        """Number of videos of each status; every status is present."""
         found = Counter(video.status for video in self.videos)
         return {status: found[status] for status in STATUSES}
 
@@ -108,3 +113,95 @@ class Catalog:
             )
         videos = tuple(Video(**row) for row in table.to_pylist())
         return cls(videos=videos, root=Path(facts["root"]), classes=tuple(facts["classes"]))
+
+
+def scan(
+    source: str | Path,
+    *,
+    root: str | Path | None = None,
+    list_format: ListFormat | Literal["auto"] = "auto",
+    split: int = 1,
+    subset: Subset = "train",
+    workers: int = 8,
+    timeout_seconds: float = 30.0,
+    min_frames: int = 1,
+    previous: Catalog | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    probe: Probe = probe_video,
+) -> Catalog:
+    """Lists the videos of `source` and examines each file in a process of its own pool.
+
+    Args:
+        source, root, list_format, split, subset: see `lists.list_videos`.
+        workers: processes.
+        timeout_seconds: time limit of one file.
+        min_frames: videos with fewer frames get the status `too_short`. MVD repeats frames of short videos, so the
+            default refuses none.
+        previous: an older catalog; files of the same size and modification time are not read again, except those that
+            timed out, which says more about that day than about the file.
+        on_progress: called with (files done, files to read).
+        probe: a module-level function that reads one file; runs in the pool's processes.
+    """
+    if workers < 1 or timeout_seconds <= 0 or min_frames < 1:
+        raise UsageError(
+            f"workers is {workers}, min_frames {min_frames}, timeout_seconds {timeout_seconds:g}; "
+            "allowed: at least 1, at least 1, above 0"
+        )
+    listing = list_videos(Path(source), Path(root) if root else None, list_format, split=split, subset=subset)
+    known = previous.by_id if previous else {}
+    found = [_from_stat(listed, listing.root) for listed in listing.videos]
+    todo = []
+    for position, video in enumerate(found):
+        old = known.get(video.video_id)
+        if old is not None and _unchanged(old, video):
+            found[position] = replace(old, label=video.label, label_name=video.label_name)
+        elif video.status == "ok":
+            todo.append(position)
+    paths = [listing.root / found[position].path for position in todo]
+    results = examine_files(paths, probe, workers=workers, timeout_seconds=timeout_seconds)
+    for done, (which, examined) in enumerate(results, start=1):
+        found[todo[which]] = _with_facts(found[todo[which]], examined)
+        if on_progress:
+            on_progress(done, len(todo))
+    videos = sorted((_judge_length(video, min_frames) for video in found), key=lambda video: video.video_id)
+    return Catalog(tuple(videos), listing.root, listing.classes)
+
+
+def _from_stat(listed: ListedVideo, root: Path) -> Video:
+    """A row with what the file system knows; status `ok` means: worth a probe."""
+    size = mtime_ns = 0
+    status, detail = "ok", ""
+    try:
+        facts = os.stat(root / listed.path)
+        size, mtime_ns = facts.st_size, facts.st_mtime_ns
+    except FileNotFoundError:
+        status, detail = "missing", "no such file"
+    except OSError as error:
+        status, detail = "unreadable", error.strerror or "cannot be opened"
+    return Video(
+        video_id=listed.path, path=listed.path, label=listed.label, label_name=listed.label_name,
+        frames=0, fps=0.0, width=0, height=0, size=size, mtime_ns=mtime_ns, sha256="",
+        status=status, detail=detail, decoder="",
+    )  # fmt: skip
+
+
+def _unchanged(old: Video, new: Video) -> bool:
+    same_file = (old.size, old.mtime_ns) == (new.size, new.mtime_ns)
+    return same_file and new.status == "ok" and old.status not in ("timeout", "missing")
+
+
+def _with_facts(video: Video, examined: Examined) -> Video:
+    video = replace(video, status=examined.status, detail=examined.detail, sha256=examined.sha256)
+    info = examined.info
+    if info is None:
+        return video
+    return replace(video, frames=info.frames, fps=info.fps, width=info.width, height=info.height, decoder=info.decoder)
+
+
+def _judge_length(video: Video, min_frames: int) -> Video:
+    """Short videos keep their facts, so a rescan with another minimum needs no reading."""
+    if video.frames == 0:
+        return video
+    if video.frames < min_frames:
+        return replace(video, status="too_short", detail=f"{video.frames} frames; at least {min_frames} are asked for")
+    return replace(video, status="ok", detail="")
