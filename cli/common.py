@@ -57,11 +57,15 @@ def stderr_console() -> Console:
 
 
 def print_table(table: Table) -> None:
-    """Print a table: fitted to a terminal, at full width where output is no terminal, so that no cell is cut."""
+    """Print a table: fitted to a terminal; elsewhere as wide as it needs to be, so that no cell is cut."""
     console = stdout_console()
-    if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    console.width = console.measure(table, options=console.options.update(width=10_000)).maximum
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def human_bytes(count: float) -> str:

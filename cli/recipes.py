@@ -12,25 +12,24 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="The recipes 
 
 
 @app.command("list")
-def list_recipes(
-    smoke: Annotated[bool, typer.Option("--smoke/--no-smoke", help="Include the tiny twins for a CPU.")] = True,
-    as_json: JsonOption = False,
-) -> None:
+def list_recipes(as_json: JsonOption = False) -> None:
     """List the recipes: name, kind and what each one reproduces."""
     from mvd_offline.recipe import recipe_header, shipped_recipes
 
     rows = []
     for name, path in shipped_recipes().items():
-        if smoke or not name.startswith("smoke/"):
-            text = path.read_text(encoding="utf-8")
-            rows.append({"name": name, "kind": _kind(text), "reproduces": recipe_header(text)[0]})
+        text = path.read_text(encoding="utf-8")
+        rows.append({"name": name, "kind": _kind(text), "reproduces": recipe_header(text)[0]})
     if as_json:
         print_json(rows)
         return
 
     from rich.table import Table
 
-    table = Table("name", "kind", "what it reproduces", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("name", no_wrap=True)
+    table.add_column("kind")
+    table.add_column("what it reproduces")
     for row in rows:
         table.add_row(row["name"], row["kind"], row["reproduces"])
     print_table(table)
