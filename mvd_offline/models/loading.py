@@ -1,0 +1,239 @@
+"""Students and classifiers from files, and into files of our own."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from mvd_offline.errors import CheckpointError
+from mvd_offline.geometry import TokenGrid
+from mvd_offline.models.checkpoints import Checkpoint, State, load_strictly, read_checkpoint, split_qkv_bias
+from mvd_offline.models.classifier import Classifier, build_classifier
+from mvd_offline.models.positions import Positions, position_table
+from mvd_offline.models.student import SHORT_NAMES, Student
+from mvd_offline.recipe import ClassifierSection, ClipSection
+
+
+def load_student(path: str | Path, heads: int | None = None, *, decoder_heads: int | None = None) -> Student:
+    """Load a student from an official MVD file or from our own safetensors, in evaluation mode.
+
+    Everything else is read from the weights: the token grid from the stored position table, the teachers from the
+    decoders that are there.
+
+    Args:
+        heads: of the encoder, where neither the file nor the width tells.
+        decoder_heads: of the decoders; default the encoder's where the widths are equal, 8 for 512 and 640.
+
+    Raises:
+        CheckpointError: another layout, position tables that are not MVD's, or tensors missing, unexpected, misshapen.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.layout != "mvd_student":
+        raise CheckpointError(
+            f"{path}: this is a {checkpoint.layout} checkpoint; a student has decoders (down_img or down_vid). "
+            "To fine-tune it, start a classifier from it"
+        )
+    student = _student_of(checkpoint, heads, decoder_heads)
+    state = split_qkv_bias(checkpoint.state)
+    _check_tables(student, state, str(path))
+    load_strictly(student, state, use="student", source=str(path))
+    return student.eval()
+
+
+def load_classifier(
+    path: str | Path,
+    heads: int | None = None,
+    *,
+    image_size: int | None = None,
+    frames: int | None = None,
+    positions: Positions | None = None,
+) -> Classifier:
+    """Load a fine-tuned model with its head, in evaluation mode.
+
+    Args:
+        image_size, frames: nominal input size, default 224 and 16; clips of other sizes are accepted.
+        positions: pass `interleaved_1d` for an official VideoMAE file: its names do not differ from MVD's, whose
+            `sincos_3d` is the default. Hugging Face folders and our own files record it.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.layout != "classifier":
+        raise CheckpointError(f"{path}: this is a {checkpoint.layout} checkpoint without head.weight, not a classifier")
+    with torch.device("meta"):
+        classifier = Classifier(
+            checkpoint.arch(heads),
+            grid=TokenGrid.of_clip(
+                frames=frames or checkpoint.frames or 16,
+                image_size=image_size or checkpoint.image_size or 224,
+                tubelet_size=checkpoint.tubelet_size,
+                patch_size=checkpoint.patch_size,
+            ),
+            classes=checkpoint.state["head.weight"].shape[0],
+            patch_size=checkpoint.patch_size,
+            tubelet_size=checkpoint.tubelet_size,
+            positions=positions or checkpoint.positions or "sincos_3d",
+        )
+    load_strictly(classifier, split_qkv_bias(checkpoint.state), use="classifier", source=str(path))
+    return classifier.eval()
+
+
+def start_finetuning(
+    path: str | Path,
+    section: ClassifierSection,
+    clip: ClipSection,
+    *,
+    positions: Positions | None = None,
+) -> tuple[Classifier, list[str]]:
+    """A classifier whose encoder comes from a checkpoint: a student, VideoMAE, or an already fine-tuned model.
+
+    The pretraining norm and the decoders are left out; fc_norm and head are fresh unless the file has them. A head for
+    another number of classes is replaced by a fresh one: the only tensors that may not fit.
+
+    Returns:
+        the classifier in training mode, and the names of head tensors that were dropped.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.layout == "mae":
+        raise CheckpointError(f"{path}: image weights (a 4-D patch embedding) cannot start a video classifier")
+    classifier = build_classifier(section, clip, positions or checkpoint.positions or "sincos_3d")
+    if checkpoint.heads is not None and checkpoint.heads != classifier.arch.heads:
+        raise CheckpointError(
+            f"{path}: it records {checkpoint.heads} attention heads, but the recipe's model has "
+            f"{classifier.arch.heads}; set model.heads: {checkpoint.heads}"
+        )
+    fresh = classifier.state_dict()
+    state = split_qkv_bias(checkpoint.encoder_state())
+    dropped = [
+        name
+        for name in ("head.weight", "head.bias")
+        if name in state and state["head.weight"].shape != fresh["head.weight"].shape
+    ]
+    for name in dropped:
+        del state[name]
+    for name in ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"):
+        state.setdefault(name, fresh[name])
+    load_strictly(classifier, state, use="fine-tuning", source=str(path))
+    return classifier.train(), dropped
+
+
+def _student_of(checkpoint: Checkpoint, heads: int | None, decoder_heads: int | None) -> Student:
+    state, arch = checkpoint.state, checkpoint.arch(heads)
+    shorts = {name: short for name, short in SHORT_NAMES.items() if f"decoder_{short}.head.weight" in state}
+    if not shorts or "pos_embed" not in state:
+        raise CheckpointError(f"{checkpoint.source}: missing: pos_embed or decoder_img.head / decoder_vid.head tensors")
+    first = next(iter(shorts.values()))
+    same_width = state[f"decoder_{first}.blocks.0.norm1.weight"].shape[0] == arch.width
+    if same_width and decoder_heads is None and checkpoint.decoder_heads is None:
+        decoder_heads = arch.heads
+    decoder = checkpoint.decoder(f"decoder_{first}.blocks.", decoder_heads)
+    with torch.device("meta"):
+        return Student(
+            arch,
+            grid=_grid_of_table(state["pos_embed"], checkpoint.source),
+            patch_size=checkpoint.patch_size,
+            tubelet_size=checkpoint.tubelet_size,
+            targets={name: state[f"decoder_{short}.head.weight"].shape[0] for name, short in shorts.items()},
+            decoder=decoder,
+        )
+
+
+def _grid_of_table(table: Tensor, source: str) -> TokenGrid:
+    """The square token grid whose 3-D sine-cosine table this is: weights record no clip size, but the table does."""
+    tokens, width = table.shape[1:]
+    for side in range(1, int(tokens**0.5) + 1):
+        if tokens % (side * side) == 0:
+            grid = TokenGrid(tokens // (side * side), side, side)
+            if _is_table(table, position_table("sincos_3d", width, grid)):
+                return grid
+    raise CheckpointError(
+        f"{source}: pos_embed of shape {tuple(table.shape)} is not MVD's 3-D sine-cosine table of any square token "
+        "grid; were its positions trained or interpolated?"
+    )
+
+
+def _is_table(stored: Tensor, computed: Tensor) -> bool:
+    # Half-precision files were rounded before they became float32.
+    return torch.allclose(stored, computed, rtol=0.0, atol=2e-3 if _is_half(stored) else 1e-5)
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return bool((tensor.half().float() == tensor).all())
+
+
+def _check_tables(student: Student, state: State, source: str) -> None:
+    """Stored tables must be the formula's; the model then keeps the formula's."""
+    for name, computed in student.named_buffers():
+        stored = state.get(name)
+        if stored is not None and stored.shape == computed.shape:
+            if not _is_table(stored, computed):
+                raise CheckpointError(f"{source}: {name} is not MVD's 3-D sine-cosine table for grid {student.grid}")
+            state[name] = computed
+
+
+# ---- our own files -----------------------------------------------------------------------------------------------
+
+
+class _Saveable(Protocol):
+    def config(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def save_model(path: str | Path, model: _Saveable, *, recipe: str = "") -> None:
+    """Write a student, classifier or pretraining model as safetensors, atomically.
+
+    The metadata holds `format` ("mvd-offline student", ...), `heads`, `config` (JSON: all sizes) and, when given, the
+    `recipe` as YAML, so that loading needs no arguments.
+    """
+    write_safetensors(path, model.state_dict(), metadata_of(model, recipe=recipe))
+
+
+def metadata_of(model: _Saveable, *, recipe: str = "") -> dict[str, str]:
+    """The strings that `save_model` stores beside the tensors."""
+    config = model.config()
+    kind = type(model).__name__.lower()
+    metadata = {
+        "format": f"mvd-offline {kind}",
+        "heads": str(config["arch"]["heads"]),
+        "config": json.dumps(config, sort_keys=True),
+    }
+    return {**metadata, "recipe": recipe} if recipe else metadata
+
+
+def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors (moved to the CPU, names sorted) to a temporary file beside `path`, then rename it."""
+    tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
+    write_atomically(path, _with_sorted_metadata(save(tensors, metadata=dict(metadata))))
+
+
+def _with_sorted_metadata(payload: bytes) -> bytes:
+    """Equal models give equal bytes: the safetensors library writes metadata in an order that differs by process."""
+    length = int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + payload[8 + length :]
+
+
+def write_atomically(path: str | Path, payload: bytes) -> None:
+    """A reader sees the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,325 @@
+"""Frozen teachers: what they see, where their features are taken, and the identity that a store records."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from mvd_offline.errors import CheckpointError, RecipeError, UsageError
+from mvd_offline.geometry import TokenGrid
+from mvd_offline.models.checkpoints import (
+    Checkpoint,
+    fuse_qkv_bias,
+    load_strictly,
+    read_checkpoint,
+    weights_sha256,
+)
+from mvd_offline.models.image_encoder import ImageEncoder, init_for_mae
+from mvd_offline.models.inputs import IMAGENET_MEAN, IMAGENET_STD, front_frames
+from mvd_offline.models.positions import Positions
+from mvd_offline.models.vit import ARCHS, Arch, VideoEncoder, init_for_pretraining
+from mvd_offline.recipe import TeacherName, TeacherSection, ViewSection
+
+TeacherPrecision: TypeAlias = Literal["float32", "bfloat16", "float16"]
+
+DEFAULT_FRAMES = 16
+DEFAULT_IMAGE_SIZE = 224
+
+
+class Teacher(nn.Module):
+    """(B, 3, T, H, W), normalised, to (B, N, D): the residual stream after the last block, before the final norm.
+
+    Always in evaluation mode and without gradients. Runs under autocast to `precision` and returns float32.
+
+    Attributes:
+        name: `image` or `video`.
+        arch, width, grid, image_size, frames, patch_size, tubelet_size: its sizes.
+    """
+
+    name: TeacherName
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        arch: Arch,
+        patch_size: int,
+        tubelet_size: int,
+        image_size: int,
+        frames: int,
+        any_size: bool,
+        precision: TeacherPrecision,
+    ) -> None:
+        """`any_size` accepts clips of other sizes than the nominal one (positions are a formula)."""
+        super().__init__()
+        self.encoder, self.arch, self.precision = encoder, arch, precision
+        self.patch_size, self.tubelet_size = patch_size, tubelet_size
+        self.image_size, self.frames, self.any_size = image_size, frames, any_size
+        self.grid = TokenGrid.of_clip(
+            frames=frames, image_size=image_size, tubelet_size=tubelet_size, patch_size=patch_size
+        )
+        self.requires_grad_(False)
+        self.train(False)
+
+    @property
+    def width(self) -> int:
+        return self.arch.width
+
+    @property
+    def positions(self) -> str:
+        raise NotImplementedError
+
+    def forward(self, video: Tensor) -> Tensor:
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise UsageError(f"a video is (B, 3, T, H, W), not {tuple(video.shape)}")
+        wanted = (self.frames, self.image_size, self.image_size)
+        if not self.any_size and tuple(video.shape[2:]) != wanted:
+            raise UsageError(
+                f"the {self.name} teacher takes clips of T, H, W = {wanted}, not {tuple(video.shape[2:])}; "
+                "render the view at the teacher's image_size"
+            )
+        with torch.no_grad(), self._autocast(video):
+            return self._features(video).float()
+
+    def _features(self, video: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _autocast(self, video: Tensor) -> contextlib.AbstractContextManager[Any]:
+        # float32 also switches off an outer autocast: a teacher's precision is part of its identity.
+        dtype = getattr(torch, self.precision)
+        enabled = dtype is not torch.float32
+        return torch.autocast(video.device.type, dtype=dtype if enabled else None, enabled=enabled)
+
+    def train(self, mode: bool = True) -> Teacher:
+        """A teacher stays in evaluation mode."""
+        del mode
+        return super().train(False)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the tensors that the forward pass uses, under official names with a fused qkv bias."""
+        return weights_sha256(self.encoder.state_dict().items())
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides this teacher's features for given pixels, as plain JSON values."""
+        return {
+            "kind": self.name,
+            "architecture": {**asdict(self.arch), "patch": self.patch_size},
+            "weights_sha256": self.weights_sha256,
+            "layer": "last_block_before_norm",
+            "positions": self.positions,
+            "image_size": self.image_size,
+            "tubelet": self.tubelet_size,
+            "precision": self.precision,
+            "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+        }
+
+
+class ImageTeacher(Teacher):
+    """MAE on the front frame of each tubelet; the class token is dropped and slices are joined in t, h, w order."""
+
+    name = "image"
+    encoder: ImageEncoder
+
+    @property
+    def positions(self) -> str:
+        return "sincos_2d"
+
+    def _features(self, video: Tensor) -> Tensor:
+        frames = front_frames(video, self.tubelet_size)
+        images = frames.transpose(1, 2).flatten(0, 1)
+        tokens = self.encoder.encode_tokens(images)[:, 1:]
+        return tokens.reshape(video.shape[0], -1, self.width)
+
+
+class VideoTeacher(Teacher):
+    """VideoMAE on all tokens of the clip."""
+
+    name = "video"
+    encoder: VideoEncoder
+
+    @property
+    def positions(self) -> str:
+        return self.encoder.positions
+
+    def _features(self, video: Tensor) -> Tensor:
+        return self.encoder.encode_tokens(video)
+
+
+# ---- loading -----------------------------------------------------------------------------------------------------
+
+
+def load_teacher(
+    path: str | Path,
+    kind: TeacherName = "image",
+    heads: int | None = None,
+    image_size: int | None = None,
+    frames: int | None = None,
+    *,
+    tubelet_size: int | None = None,
+    positions: Positions | None = None,
+    precision: TeacherPrecision = "float32",
+) -> Teacher:
+    """Load a frozen teacher. Sizes are read from the weights.
+
+    Args:
+        path: a .pth of MAE, VideoMAE or MVD, a .safetensors, a Hugging Face folder, `timm:NAME`, or
+            `random:ARCH[:SEED]` (official initialisation, for dry runs).
+        kind: `image` or `video`.
+        heads: attention heads, where neither the file nor the width tells.
+        image_size, frames: input size; with None, what the file records or 224 and 16, and clips of any size
+            that patches divide are accepted.
+        tubelet_size: frames of one token; image teachers take the first of them. Default 2, or the weights'.
+        positions: of a video teacher, where the file does not tell; VideoMAE's `interleaved_1d` by default.
+        precision: autocast of the forward pass.
+
+    Raises:
+        CheckpointError: unreadable, of the other kind, or with missing, unexpected or misshapen tensors.
+    """
+    if kind not in ("image", "video"):
+        raise UsageError(f"a teacher's kind is image or video, not {kind!r}")
+    if str(path).startswith("random:"):
+        return _random_teacher(str(path), kind, heads, image_size, frames, tubelet_size or 2, precision)
+    checkpoint = read_checkpoint(path)
+    if (checkpoint.layout == "mae") != (kind == "image"):
+        found = "image" if checkpoint.layout == "mae" else "video"
+        raise CheckpointError(
+            f"{path}: its patch embedding is {checkpoint.patch_weight.ndim}-D, so these are weights of the {found} "
+            f"kind (layout {checkpoint.layout}); load them with kind={found!r}"
+        )
+    if kind == "video" and tubelet_size not in (None, checkpoint.tubelet_size):
+        raise CheckpointError(
+            f"{path}: tubelet_size={tubelet_size} was given; the weights' is {checkpoint.tubelet_size}"
+        )
+    tubelet_size = (tubelet_size or 2) if kind == "image" else checkpoint.tubelet_size
+    with torch.device("meta"):
+        teacher = _build(
+            kind,
+            checkpoint.arch(heads),
+            patch_size=checkpoint.patch_size,
+            tubelet_size=tubelet_size,
+            image_size=image_size or checkpoint.image_size or _stored_image_size(checkpoint) or DEFAULT_IMAGE_SIZE,
+            frames=frames or checkpoint.frames or DEFAULT_FRAMES,
+            any_size=image_size is None and frames is None,
+            positions=positions or checkpoint.positions or "interleaved_1d",
+            precision=precision,
+        )
+    state = fuse_qkv_bias(checkpoint.encoder_state())
+    load_strictly(teacher.encoder, state, use=f"{kind} teacher", source=str(path))
+    return teacher.requires_grad_(False)
+
+
+def teacher_for(section: TeacherSection, view: ViewSection, name: TeacherName) -> Teacher:
+    """The teacher of a recipe, checked against the view: its token grid must be the view's, its hash the pinned one.
+
+    Raises:
+        RecipeError: another token grid. CheckpointError: weights that are not those of `sha256`.
+    """
+    teacher = load_teacher(
+        section.weights,
+        name,
+        heads=section.heads,
+        image_size=section.image_size or view.image_size,
+        frames=view.frames,
+        tubelet_size=view.tubelet_size,
+        precision=section.precision,
+    )
+    if teacher.grid != view.grid:
+        fitting = view.grid.h * teacher.patch_size
+        raise RecipeError(
+            f"teachers.{name}: with patches of {teacher.patch_size} pixels, image_size {teacher.image_size} gives a "
+            f"token grid of {teacher.grid}, but the view's is {view.grid}; set teachers.{name}.image_size: {fitting}"
+        )
+    if section.sha256 is not None and section.sha256 != teacher.weights_sha256:
+        raise CheckpointError(
+            f"teachers.{name}: the recipe pins weights with sha256 {section.sha256}, but {section.weights} has "
+            f"{teacher.weights_sha256}; use the pinned weights, or change teachers.{name}.sha256"
+        )
+    return teacher
+
+
+def _random_teacher(
+    text: str,
+    kind: TeacherName,
+    heads: int | None,
+    image_size: int | None,
+    frames: int | None,
+    tubelet_size: int,
+    precision: TeacherPrecision,
+) -> Teacher:
+    _, name, *rest = text.split(":")
+    if name not in ARCHS or len(rest) > 1 or not all(part.isdigit() for part in rest):
+        raise UsageError(f"{text!r}: write random:ARCH or random:ARCH:SEED with ARCH one of {', '.join(ARCHS)}")
+    arch = ARCHS[name] if heads is None else Arch(ARCHS[name].width, ARCHS[name].depth, heads)
+    # The released image teacher of this size is MAE H/14.
+    patch_size = 14 if kind == "image" and name == "vit_huge" else 16
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rest[0]) if rest else 0)
+        teacher = _build(
+            kind,
+            arch,
+            patch_size=patch_size,
+            tubelet_size=tubelet_size,
+            image_size=image_size or DEFAULT_IMAGE_SIZE,
+            frames=frames or DEFAULT_FRAMES,
+            any_size=image_size is None and frames is None,
+            positions="interleaved_1d",
+            precision=precision,
+        )
+        init_for_pretraining(teacher.encoder)
+        if kind == "image":
+            init_for_mae(teacher.encoder)
+    return teacher
+
+
+def _build(
+    kind: TeacherName,
+    arch: Arch,
+    *,
+    patch_size: int,
+    tubelet_size: int,
+    image_size: int,
+    frames: int,
+    any_size: bool,
+    positions: Positions,
+    precision: TeacherPrecision,
+) -> Teacher:
+    grid = TokenGrid.of_clip(frames=frames, image_size=image_size, tubelet_size=tubelet_size, patch_size=patch_size)
+    encoder: nn.Module
+    if kind == "image":
+        encoder = ImageEncoder(arch, image_size=image_size, patch_size=patch_size)
+    else:
+        encoder = VideoEncoder(
+            arch,
+            grid=grid,
+            patch_size=patch_size,
+            tubelet_size=tubelet_size,
+            positions=positions,
+            qkv_bias="fused",
+        )
+    cls = ImageTeacher if kind == "image" else VideoTeacher
+    return cls(
+        encoder,
+        arch=arch,
+        patch_size=patch_size,
+        tubelet_size=tubelet_size,
+        image_size=image_size,
+        frames=frames,
+        any_size=any_size,
+        precision=precision,
+    )
+
+
+def _stored_image_size(checkpoint: Checkpoint) -> int | None:
+    """Side in pixels of the images that a MAE file's position table is for."""
+    table = checkpoint.state.get("pos_embed")
+    if checkpoint.layout != "mae" or table is None:
+        return None
+    side = round((table.shape[1] - 1) ** 0.5)
+    return side * checkpoint.patch_size if side * side == table.shape[1] - 1 else None
