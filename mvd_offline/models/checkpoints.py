@@ -328,5 +328,5 @@ def weights_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
         tensor = tensor.detach().cpu().contiguous()
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest.update(json.dumps([name, list(tensor.shape), dtype]).encode())
-        digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -1,16 +1,10 @@
-"""Students and classifiers from files, and into files of our own."""
+"""Students and classifiers from files, and classifiers that start from pretrained encoders."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from mvd_offline.errors import CheckpointError
@@ -20,6 +14,9 @@ from mvd_offline.models.classifier import Classifier, build_classifier
 from mvd_offline.models.positions import Positions, position_table
 from mvd_offline.models.student import SHORT_NAMES, Student
 from mvd_offline.recipe import ClassifierSection, ClipSection
+
+
+HEAD: tuple[str, ...] = ("head.weight", "head.bias")
 
 
 def load_student(path: str | Path, heads: int | None = None, *, decoder_heads: int | None = None) -> Student:
@@ -110,14 +107,10 @@ def start_finetuning(
         )
     fresh = classifier.state_dict()
     state = split_qkv_bias(checkpoint.encoder_state())
-    dropped = [
-        name
-        for name in ("head.weight", "head.bias")
-        if name in state and state["head.weight"].shape != fresh["head.weight"].shape
-    ]
+    dropped = [name for name in HEAD if name in state and state["head.weight"].shape != fresh["head.weight"].shape]
     for name in dropped:
         del state[name]
-    for name in ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"):
+    for name in ("fc_norm.weight", "fc_norm.bias", *HEAD):
         state.setdefault(name, fresh[name])
     load_strictly(classifier, state, use="fine-tuning", source=str(path))
     return classifier.train(), dropped
@@ -175,65 +168,3 @@ def _check_tables(student: Student, state: State, source: str) -> None:
             if not _is_table(stored, computed):
                 raise CheckpointError(f"{source}: {name} is not MVD's 3-D sine-cosine table for grid {student.grid}")
             state[name] = computed
-
-
-# ---- our own files -----------------------------------------------------------------------------------------------
-
-
-class _Saveable(Protocol):
-    def config(self) -> dict[str, Any]: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-
-
-def save_model(path: str | Path, model: _Saveable, *, recipe: str = "") -> None:
-    """Write a student, classifier or pretraining model as safetensors, atomically.
-
-    The metadata holds `format` ("mvd-offline student", ...), `heads`, `config` (JSON: all sizes) and, when given, the
-    `recipe` as YAML, so that loading needs no arguments.
-    """
-    write_safetensors(path, model.state_dict(), metadata_of(model, recipe=recipe))
-
-
-def metadata_of(model: _Saveable, *, recipe: str = "") -> dict[str, str]:
-    """The strings that `save_model` stores beside the tensors."""
-    config = model.config()
-    kind = type(model).__name__.lower()
-    metadata = {
-        "format": f"mvd-offline {kind}",
-        "heads": str(config["arch"]["heads"]),
-        "config": json.dumps(config, sort_keys=True),
-    }
-    return {**metadata, "recipe": recipe} if recipe else metadata
-
-
-def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors (moved to the CPU, names sorted) to a temporary file beside `path`, then rename it."""
-    tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
-    write_atomically(path, _with_sorted_metadata(save(tensors, metadata=dict(metadata))))
-
-
-def _with_sorted_metadata(payload: bytes) -> bytes:
-    """Equal models give equal bytes: the safetensors library writes metadata in an order that differs by process."""
-    length = int.from_bytes(payload[:8], "little")
-    header = json.loads(payload[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + payload[8 + length :]
-
-
-def write_atomically(path: str | Path, payload: bytes) -> None:
-    """A reader sees the old file or the whole new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -135,8 +135,8 @@ def run_blocks(
     """Apply the blocks; with checkpointing, the backward pass recomputes each block (with the same random draws).
 
     Args:
-        drop_noise: (B, 2 * len(blocks)), uniform in [0, 1): decides which branches are dropped. Drawn by the loader from
-            a sample's identity, it makes drop path independent of how samples are shared out over processes.
+        drop_noise: (B, 2 * len(blocks)), uniform in [0, 1): decides which branches are dropped. Drawn by the loader
+            from a sample's identity, it makes drop path independent of how samples are shared out over processes.
     """
     for i, block in enumerate(blocks):
         noise = None if drop_noise is None else drop_noise[:, 2 * i : 2 * i + 2]
@@ -232,9 +232,8 @@ def split_mask(mask: Tensor, masked_tokens: int | None = None) -> tuple[Tensor, 
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """(B or 1, N, D) and int64 (B, V) to (B, V, D)."""
-    if x.shape[0] == 1:
-        return x[0][index]
+    """The tokens of (B, N, D), or of a table (1, N, D) that all samples share, at int64 (B, V): (B, V, D)."""
+    x = x.expand(index.shape[0], -1, -1)
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
 
 

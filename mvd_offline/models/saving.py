@@ -1,0 +1,70 @@
+"""Files of our own: safetensors whose metadata says all that is needed to build the model again."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.torch import save
+from torch import Tensor
+
+from mvd_offline.recipe import Recipe, dump_recipe
+
+
+class Saveable(Protocol):
+    def config(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def save_model(model: Saveable, path: str | Path, *, recipe: Recipe | None = None) -> None:
+    """Write a student, a classifier or a pretraining model as safetensors, atomically; equal models, equal bytes.
+
+    The metadata holds `format` ("mvd-offline student", ...), `heads`, `config` (JSON: all sizes) and, when given, the
+    resolved `recipe` (YAML), so that `load_student` and the others need no arguments.
+    """
+    config = model.config()
+    metadata = {
+        "format": f"mvd-offline {type(model).__name__.lower()}",
+        "heads": str(config["arch"]["heads"]),
+        "config": json.dumps(config, sort_keys=True),
+    }
+    if recipe is not None:
+        metadata["recipe"] = dump_recipe(recipe)
+    write_safetensors(path, model.state_dict(), metadata)
+
+
+def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors (moved to the CPU, names sorted) to a temporary file beside `path`, then rename it."""
+    tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
+    write_atomically(path, _with_sorted_metadata(save(tensors, metadata=dict(metadata))))
+
+
+def _with_sorted_metadata(payload: bytes) -> bytes:
+    """Equal models give equal bytes: the safetensors library writes metadata in an order that differs by process."""
+    length = int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + payload[8 + length :]
+
+
+def write_atomically(path: str | Path, payload: bytes) -> None:
+    """A reader sees the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
