@@ -20,7 +20,7 @@ Probe = Callable[[Path], VideoInfo]
 
 @dataclass(frozen=True)
 class Examined:
-    """What examining a file gave: `info` when its status is `"ok"`, else a reason; sha256 of the file if it was read."""
+    """What examining a file gave: `info` if its status is `"ok"`, else a reason; the file's sha256 if it was read."""
 
     status: str
     info: VideoInfo | None = None

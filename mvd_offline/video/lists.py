@@ -177,7 +177,8 @@ def parse_hmdb51(source: Path, root: Path, split: int, subset: Subset) -> Listin
 def parse_ssv2(source: Path, root: Path) -> Listing:
     """Something-Something V2: a JSON list of `{"id", "template"}` with its labels' JSON beside it.
 
-    Test lists have no label. A template without its brackets is a key of the labels. Files are `<id>.webm`, or `<id>.mp4` once converted.
+    Test lists have no label.
+    A template without its brackets is a key of the labels. Files are `<id>.webm`, or `<id>.mp4` once converted.
     """
     entries = _json(source, list, 'a list of {"id": "78687", "template": "..."}')
     labels = _ssv2_labels(source.parent)

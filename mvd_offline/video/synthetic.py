@@ -118,14 +118,21 @@ def draw_frames(
     speed = short * stream.uniform(1 / 72, 1 / 48)  # pixels a frame: crosses the frame about once in 60 frames
     drift_angle, drift_speed = stream.uniform(0, 2 * np.pi), speed * stream.uniform(0.2, 0.6)
     start = (stream.uniform(0, width), stream.uniform(0, height))
+    layers = [np.tile(layer, (2, 2, 1)) for layer in (background, disc, inside[..., None])]
     frames = np.empty((count, height, width, 3), np.uint8)
     for t, frame in enumerate(frames):
         dx, dy = (round(origin + speed * t * step) for origin, step in zip(start, MOTIONS[motion], strict=True))
         bx, by = round(drift_speed * t * np.cos(drift_angle)), round(drift_speed * t * np.sin(drift_angle))
-        frame[:] = np.roll(background, (by, bx), (0, 1))
-        visible = np.roll(inside, (dy, dx), (0, 1))
-        frame[visible] = np.roll(disc, (dy, dx), (0, 1))[visible]
+        frame[:] = _rolled(layers[0], bx, by)
+        np.copyto(frame, _rolled(layers[1], dx, dy), where=_rolled(layers[2], dx, dy))
     return frames
+
+
+def _rolled(doubled: NDArray[Any], dx: int, dy: int) -> NDArray[Any]:
+    """`np.roll` by (dx, dy) of a layer that was tiled 2 x 2, as a view."""
+    height, width = doubled.shape[0] // 2, doubled.shape[1] // 2
+    x, y = -dx % width, -dy % height
+    return doubled[y : y + height, x : x + width]
 
 
 def _background(width: int, height: int, stream: KeyedStream) -> NDArray[np.uint8]:
@@ -163,7 +170,7 @@ def _disc(width: int, height: int, texture: str, stream: KeyedStream) -> tuple[N
 
 
 def encode(path: Path, frames: NDArray[np.uint8], frames_per_second: int) -> None:
-    """H.264 in MP4: one thread, no clock, a keyframe every 24 frames and reordered frames between, as real files have."""
+    """H.264 in MP4: one thread, no clock; a keyframe every 24 frames and reordered frames between, as in real files."""
     import av
 
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:

@@ -1,0 +1,219 @@
+"""`mvd-offline videos`: catalogs of videos, generated videos, and the facts of one video."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mvd_offline.cli.common import JsonOption, human_bytes, human_duration, print_json, print_table, stderr_console
+
+if TYPE_CHECKING:
+    from mvd_offline.video.catalog import Catalog
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Catalogs of videos: scan, synth, show.")
+
+_PROBLEMS_SHOWN = 50
+
+
+class FormatName(StrEnum):
+    """How a list of videos is written."""
+
+    auto = "auto"
+    folder = "folder"
+    csv = "csv"
+    ucf101 = "ucf101"
+    hmdb51 = "hmdb51"
+    ssv2 = "ssv2"
+
+
+class SubsetName(StrEnum):
+    """The side of a split."""
+
+    train = "train"
+    test = "test"
+
+
+WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
+
+
+@app.command()
+def scan(
+    source: Annotated[Path, typer.Argument(help="A folder of videos, a list of them, or HMDB51's folder of splits.")],
+    out: Annotated[Path, typer.Option("--out", help="The catalog to write; what it already knows is not read again.")],
+    root: Annotated[Path | None, typer.Option("--root", help="The folder that the list's paths start from.")] = None,
+    list_format: Annotated[FormatName, typer.Option("--format", help="How SOURCE is written.")] = FormatName.auto,
+    split: Annotated[int, typer.Option("--split", min=1, help="HMDB51: which of its splits.")] = 1,
+    subset: Annotated[SubsetName, typer.Option("--subset", help="HMDB51: which side of it.")] = SubsetName.train,
+    min_frames: Annotated[int, typer.Option("--min-frames", min=1, help="Fewer frames are too_short.")] = 1,
+    timeout_seconds: Annotated[float, typer.Option("--timeout-seconds", help="Time limit of one file.")] = 30.0,
+    workers: WorkersOption = os.cpu_count() or 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Probe every video and write the catalog; files that hang or crash a decoder are recorded as such."""
+    from mvd_offline.video.catalog import Catalog
+    from mvd_offline.video.catalog import scan as scan_videos
+
+    with _progress("scanning") as on_progress:
+        catalog = scan_videos(
+            source,
+            root=root,
+            list_format=list_format.value,
+            split=split,
+            subset=subset.value,
+            workers=workers,
+            timeout_seconds=timeout_seconds,
+            min_frames=min_frames,
+            previous=Catalog.read(out) if out.exists() else None,
+            on_progress=on_progress,
+        )
+    catalog.write(out)
+    _report_scan(catalog, out, as_json)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder for train/ and test/, each with a folder a class.")],
+    videos_per_class: Annotated[int, typer.Option("--videos-per-class", min=1, help="Of the train set.")] = 20,
+    test_videos_per_class: Annotated[int, typer.Option("--test-videos-per-class", min=0, help="0: no test set.")] = 5,
+    classes: Annotated[int, typer.Option("--classes", help="2, 4, 8 or 16: textures x motions.")] = 16,
+    short_side: Annotated[tuple[int, int], typer.Option("--short-side", help="Smallest and largest, pixels.")] = (
+        64,
+        96,
+    ),
+    frames: Annotated[tuple[int, int], typer.Option("--frames", help="Fewest and most.")] = (48, 96),
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 0,
+    workers: WorkersOption = os.cpu_count() or 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Make labelled videos whose classes need both appearance and motion: 4 textures x 4 directions."""
+    from mvd_offline.video.synthetic import synthesize
+
+    written: dict[str, int] = {}
+    for name, count in (("train", videos_per_class), ("test", test_videos_per_class)):
+        if count:
+            with _progress(f"making {name} videos") as on_progress:
+                paths = synthesize(
+                    out / name,
+                    videos_per_class=count,
+                    seed=seed,
+                    split=name,
+                    classes=classes,
+                    short_side=short_side,
+                    frames=frames,
+                    workers=workers,
+                    on_progress=on_progress,
+                )
+            written[name] = len(paths)
+    if as_json:
+        print_json({"out": out, "classes": classes, "seed": seed, "videos": written})
+    else:
+        for name, number in written.items():
+            typer.echo(f"{out / name}: {number} videos of {classes} classes")
+
+
+@app.command()
+def show(
+    video: Annotated[str, typer.Argument(help="A file; or with --catalog, a video's path in it.")],
+    catalog: Annotated[Path | None, typer.Option("--catalog", help="Show what this catalog knows.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print one video's facts: read from the file, or from a catalog."""
+    facts = _facts_from_catalog(video, catalog) if catalog else _facts_from_file(Path(video))
+    if as_json:
+        print_json(facts)
+        return
+
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+    print_table(table)
+
+
+def _facts_from_catalog(video_id: str, path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from mvd_offline.errors import UsageError
+    from mvd_offline.video.catalog import Catalog
+
+    catalog = Catalog.read(path)
+    if video_id not in catalog.by_id:
+        import difflib
+
+        near = difflib.get_close_matches(video_id, catalog.by_id, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"its {len(catalog.videos)} videos are named by path below root"
+        raise UsageError(f"{path} holds no video {video_id}; {hint}")
+    return asdict(catalog.by_id[video_id])
+
+
+def _facts_from_file(path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from mvd_offline.video.decode import decoder_version, probe
+    from mvd_offline.video.examine import file_sha256
+
+    info = probe(path)
+    seconds = info.frames / info.fps if info.fps else 0.0
+    return {
+        "path": str(path),
+        **asdict(info),
+        "decoder": decoder_version(info.decoder),
+        "seconds": seconds,
+        "size": path.stat().st_size,
+        "sha256": file_sha256(path),
+    }
+
+
+def _report_scan(catalog: Catalog, out: Path, as_json: bool) -> None:
+    problems = [
+        {"path": video.path, "status": video.status, "detail": video.detail}
+        for video in catalog.videos
+        if video.status != "ok"
+    ]
+    if as_json:
+        facts = {"catalog": out, "root": catalog.root, "videos": len(catalog.videos), "classes": len(catalog.classes)}
+        print_json(facts | {"counts": catalog.counts, "problems": problems})
+        return
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    if problems:
+        table = Table("video", "status", "what is wrong", box=None, pad_edge=False)
+        for row in problems[:_PROBLEMS_SHOWN]:
+            table.add_row(*(escape(row[name]) for name in ("path", "status", "detail")))
+        print_table(table)
+        if len(problems) > _PROBLEMS_SHOWN:
+            typer.echo(f"... and {len(problems) - _PROBLEMS_SHOWN} more; --json lists all")
+        typer.echo("")
+    ok = [video for video in catalog.videos if video.status == "ok"]
+    seconds = sum(video.frames / video.fps for video in ok if video.fps)
+    counts = ", ".join(f"{count} {status}" for status, count in catalog.counts.items())
+    typer.echo(f"{len(catalog.videos)} videos: {counts}")
+    typer.echo(f"readable: {human_duration(seconds)} of video, {human_bytes(sum(video.size for video in ok))}")
+    typer.echo(f"catalog: {out}")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, else a line for every tenth of the work; on standard error."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = stderr_console()
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=None)
+
+        def on_progress(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+                typer.echo(f"{what}: {done} of {total}", err=True)
+
+        yield on_progress
