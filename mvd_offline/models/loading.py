@@ -15,7 +15,6 @@ from mvd_offline.models.positions import Positions, position_table
 from mvd_offline.models.student import SHORT_NAMES, Student
 from mvd_offline.recipe import ClassifierSection, ClipSection
 
-
 HEAD: tuple[str, ...] = ("head.weight", "head.bias")
 
 

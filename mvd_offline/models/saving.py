@@ -12,19 +12,17 @@ from typing import Any, Protocol
 from safetensors.torch import save
 from torch import Tensor
 
-from mvd_offline.recipe import Recipe, dump_recipe
-
 
 class Saveable(Protocol):
     def config(self) -> dict[str, Any]: ...
     def state_dict(self) -> dict[str, Tensor]: ...
 
 
-def save_model(model: Saveable, path: str | Path, *, recipe: Recipe | None = None) -> None:
+def save_model(path: str | Path, model: Saveable, *, recipe: str = "") -> None:
     """Write a student, a classifier or a pretraining model as safetensors, atomically; equal models, equal bytes.
 
     The metadata holds `format` ("mvd-offline student", ...), `heads`, `config` (JSON: all sizes) and, when given, the
-    resolved `recipe` (YAML), so that `load_student` and the others need no arguments.
+    resolved `recipe` as YAML (`dump_recipe`), so that `load_student` and the others need no arguments.
     """
     config = model.config()
     metadata = {
@@ -32,8 +30,8 @@ def save_model(model: Saveable, path: str | Path, *, recipe: Recipe | None = Non
         "heads": str(config["arch"]["heads"]),
         "config": json.dumps(config, sort_keys=True),
     }
-    if recipe is not None:
-        metadata["recipe"] = dump_recipe(recipe)
+    if recipe:
+        metadata["recipe"] = recipe
     write_safetensors(path, model.state_dict(), metadata)
 
 
