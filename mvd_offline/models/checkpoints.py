@@ -159,19 +159,20 @@ def _of_state(source: str, state: State, config: Mapping[str, Any]) -> Checkpoin
     elif "format" in config:
         facts = _own_facts(config)
     layout = _layout_of(source, state)
-    if layout in ("videomae_pretrain", "mvd_student") and "positions" not in facts:
+    if layout in ("videomae_pretrain", "mvd_student"):
         facts["positions"] = "interleaved_1d" if layout == "videomae_pretrain" else "sincos_3d"
     return Checkpoint(source=source, state=state, layout=layout, config=config, **facts)
 
 
 def _own_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     model = config["config"]
+    grid = model.get("grid")
     return {
         "heads": model["arch"]["heads"],
-        "decoder_heads": model.get("decoder", {}).get("heads"),
+        "decoder_heads": (model.get("decoder") or {}).get("heads"),
         "positions": model.get("positions"),
-        "image_size": model.get("image_size"),
-        "frames": model.get("frames"),
+        "image_size": grid["h"] * model["patch_size"] if grid else model.get("image_size"),
+        "frames": grid["t"] * model["tubelet_size"] if grid else model.get("frames"),
     }
 
 

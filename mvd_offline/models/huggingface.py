@@ -76,7 +76,7 @@ def from_huggingface(
     facts: dict[str, Any] = {
         "heads": config.get("num_attention_heads"),
         "decoder_heads": config.get("decoder_num_attention_heads"),
-        "image_size": config.get("image_size"),
+        "image_size": _side(config.get("image_size")),
         "frames": config.get("num_frames"),
     }
     if image:
@@ -86,6 +86,10 @@ def from_huggingface(
         if "encoder_to_decoder.weight" in official:
             official = {_with_encoder_prefix(name): tensor for name, tensor in official.items()}
     return official, facts
+
+
+def _side(size: int | list[int] | None) -> int | None:
+    return size[0] if isinstance(size, list) else size
 
 
 def _official_name(name: str) -> str:
