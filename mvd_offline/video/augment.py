@@ -56,9 +56,11 @@ def short_side_size(width: int, height: int, size: int) -> tuple[int, int]:
     return (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
 
 
-def test_crops(width: int, height: int, size: int, crops: int = 3) -> list[CropBox]:
-    """Squares of `size` along the long side of frames that `short_side_size` gives: first to last evenly (MVD official
-    code, 3 crops); a single crop is the centred one."""
+def multi_crop_boxes(width: int, height: int, size: int, crops: int = 3) -> list[CropBox]:
+    """Squares of `size`, evenly along the long side of a frame that was resized by `short_side_size`.
+
+    Three crops are those of the MVD official code; a single one is centred. Boxes are pixels of the resized frame.
+    """
     if crops < 1:
         raise UsageError(f"a test takes at least 1 crop, not {crops}")
     wide, high = short_side_size(width, height, size)
@@ -67,10 +69,10 @@ def test_crops(width: int, height: int, size: int, crops: int = 3) -> list[CropB
     return [CropBox(step, 0, size, size) if wide >= high else CropBox(0, step, size, size) for step in steps]
 
 
-def test_views(frames: NDArray[np.uint8], size: int, crops: int = 3) -> NDArray[np.uint8]:
-    """All crops of a test clip: uint8 (T, H, W, 3) -> (crops, T, size, size, 3)."""
+def multi_crop_views(frames: NDArray[np.uint8], size: int, crops: int = 3) -> NDArray[np.uint8]:
+    """Every crop of `multi_crop_boxes` of a clip: uint8 (T, H, W, 3) -> (crops, T, size, size, 3)."""
     height, width = frames.shape[1:3]
     wide, high = short_side_size(width, height, size)
     resized = crop_and_resize(frames, CropBox(0, 0, width, height), wide, high)
-    boxes = test_crops(width, height, size, crops)
+    boxes = multi_crop_boxes(width, height, size, crops)
     return np.stack([resized[:, box.y : box.y + box.h, box.x : box.x + box.w] for box in boxes])

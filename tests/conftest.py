@@ -1,0 +1,28 @@
+"""Fixtures that every room's tests may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_clips() -> Path:
+    """Real videos that lie beside the repository on some machines, never in it."""
+    folder = REPOSITORY.parent / "shared" / "clips"
+    if not folder.is_dir():
+        pytest.skip("needs the real videos of ../shared/clips, which are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree class/video: 16 classes, one small video each, about half of them shorter than 64 frames."""
+    from mvd_offline.video.synthetic import synthesize
+
+    folder = tmp_path_factory.mktemp("synthetic")
+    synthesize(folder, videos_per_class=1, seed=0, short_side=(48, 80), frames=(30, 90))
+    return folder
