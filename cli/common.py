@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -66,6 +67,28 @@ def print_table(table: Table) -> None:
     with console.capture() as captured:
         console.print(table)
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def report_training(summary: Any, run: Path, product: Path, as_json: bool, following: str) -> None:
+    """Print what a training did (a `TrainingSummary`), where it left its `product`, and the command that follows.
+
+    Of several processes, as accelerate launches them, only the first prints.
+    """
+    if int(os.environ.get("RANK", "0")):
+        return
+    if as_json:
+        print_json({"run": run, "product": product, **dataclasses.asdict(summary)})
+        return
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in summary.last.items())
+    if not summary.steps:
+        typer.echo(f"{run} was finished already: {product}")
+    else:
+        typer.echo(
+            f"{summary.steps} steps in {human_duration(summary.seconds)}: {summary.samples_per_second:.3g} clips/s, "
+            f"{100 * summary.data_wait_share:.0f} % of it waiting for data; {losses}"
+        )
+    typer.echo(f"wrote {product}; curves: {run / 'metrics.jsonl'}, tensorboard --logdir {run}")
+    typer.echo(f"next: {following}")
 
 
 def human_bytes(count: float) -> str:

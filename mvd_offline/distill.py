@@ -6,7 +6,7 @@ The student's view of a clip, its mask and its targets are the same whether the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from mvd_offline.errors import PixelMismatchError
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.local import resolve_root
 from mvd_offline.losses import masked_feature_loss
-from mvd_offline.models.checkpoints import save_student
 from mvd_offline.models.inputs import normalize
+from mvd_offline.models.saving import save_model
 from mvd_offline.models.student import build_student
 from mvd_offline.randomness import KeyedStream
-from mvd_offline.recipe import DistillRecipe, MaskSection
+from mvd_offline.recipe import DistillRecipe, MaskSection, dump_recipe
 from mvd_offline.shards.errors import IdentityError, NotSealedError
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.targets import TargetReader, TargetSource, check_teachers, open_targets
@@ -41,7 +41,12 @@ STUDENT_FILE = "student.safetensors"
 
 
 def distill(
-    recipe: DistillRecipe, *, store_dir: Path, run: Path, root: Path | None = None, accelerator: Accelerator | None = None
+    recipe: DistillRecipe,
+    *,
+    store_dir: Path,
+    run: Path,
+    root: Path | None = None,
+    accelerator: Accelerator | None = None,
 ) -> TrainingSummary:
     """Train the recipe's student on a store; goes on if `run` holds a started run.
 
@@ -49,7 +54,8 @@ def distill(
         root: folder of the videos, when it is not the one that the store remembers.
 
     Raises:
-        IdentityError: the store's views, teachers, codec or plan differ from the recipe's or the run's; names the field.
+        IdentityError: the store's views, teachers, codec or plan differ from the recipe's or the run's; it names the
+            field.
         NotSealedError: cached targets from a store that `extract` has not finished.
     """
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
@@ -157,8 +163,8 @@ class DistillReader:
         if recorded.pixels != found:
             raise PixelMismatchError(
                 f"view {view.view_id} of video {view.video_id} renders to other pixels than its teachers saw: hash "
-                f"{found} with {decoder} here, {recorded.pixels} with {recorded.decoder} at extraction. The video file, "
-                "the decoder or Pillow changed. Restore the file or the version, or extract the store again."
+                f"{found} with {decoder} here, {recorded.pixels} with {recorded.decoder} at extraction. The video "
+                "file, the decoder or Pillow changed. Restore the file or the version, or extract the store again."
             )
 
 
@@ -176,10 +182,12 @@ class DistillTask:
         seed = recipe.training.seed
         self.identity = RunIdentity(store.store_id, seed, recipe.optim.batch_size)
         torch.manual_seed(KeyedStream("init", seed).torch_seed())
-        self.student = build_student(recipe.student, recipe.view, source.widths)
+        self.student = build_student(
+            recipe.student, recipe.view, {str(name): width for name, width in source.widths.items()}
+        )
         self.model: nn.Module = self.student
         self._masked = masked_tokens(recipe.mask.kind, recipe.view.grid, recipe.mask.ratio)
-        self.reader = DistillReader(
+        self.reader: Callable[[BatchRequest], Batch] = DistillReader(
             plan=self._plan,
             root=root,
             store=store,
@@ -236,4 +244,4 @@ class DistillTask:
         return {"loss": torch.as_tensor(total), **losses}
 
     def save(self, folder: Path) -> None:
-        save_student(self.student, folder / STUDENT_FILE, recipe=self._recipe)
+        save_model(folder / STUDENT_FILE, self.student, recipe=dump_recipe(self._recipe))

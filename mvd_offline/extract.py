@@ -8,6 +8,7 @@ same to the bit, whoever makes it.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +27,9 @@ from numpy.typing import NDArray
 from mvd_offline.errors import UsageError
 from mvd_offline.local import Local, read_local, resolve_root, write_local
 from mvd_offline.models.inputs import normalize
-from mvd_offline.models.teachers import Teacher, teacher_from_source
+from mvd_offline.models.teachers import Teacher, load_teacher
 from mvd_offline.progress import ExtractProgress
+from mvd_offline.recipe import TEACHER_NAMES, TeacherName
 from mvd_offline.shards.errors import IdentityError
 from mvd_offline.shards.schema import first_difference
 from mvd_offline.shards.store import ShardWriter, Store, open_store
@@ -50,6 +53,13 @@ class ExtractSummary:
     elapsed_seconds: float = 0.0
     sealed: bool = False
     pending_shards: int = 0
+    is_main: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        rate = sum(self.rows.values()) / self.elapsed_seconds if self.elapsed_seconds else 0.0
+        data = dataclasses.asdict(self) | {"rows": dict(self.rows), "clips_per_second": rate}
+        del data["is_main"]
+        return data
 
 
 def extract(
@@ -92,22 +102,21 @@ def extract(
     mine = [(shard, columns) for shard, columns in work.items() if columns]
     mine = mine[accelerator.process_index :: accelerator.num_processes]
     began = time.perf_counter()
-    summary = ExtractSummary()
+    summary = ExtractSummary(is_main=accelerator.is_main_process)
     if mine:
-        needed = sorted({column for _, columns in mine for column in columns})
-        teachers = {name: _load(store, name, paths, accelerator.device) for name in needed}
+        needed = {column for _, columns in mine for column in columns}
+        teachers: dict[str, Teacher] = {
+            name: _load(store, name, paths, accelerator.device) for name in TEACHER_NAMES if name in needed
+        }
         plan = Plan.read(store.plan_path)
         with ExitStack() as stack:
-            sizes = [teacher.image_size for teacher in teachers.values()]
+            sizes = [plan.section.image_size, *(teacher.image_size for teacher in teachers.values())]
             ahead = workers + 2 * store.header.batch_rows
             feed = stack.enter_context(
-                RenderFeed(
-                    root, [plan.image_size, *sizes], workers=workers, timeout_seconds=timeout_seconds, ahead=ahead
-                )
+                RenderFeed(root, sizes, workers=workers, timeout_seconds=timeout_seconds, ahead=ahead)
             )
-            progress = stack.enter_context(
-                ExtractProgress(sum(len(plan.rows_of(s)) for s, _ in mine), quiet or not accelerator.is_main_process)
-            )
+            rows = sum(len(plan.shard_view_ids(shard)) for shard, _ in mine)
+            progress = stack.enter_context(ExtractProgress(rows, quiet or not accelerator.is_main_process))
             _run(store, plan, feed, teachers, mine, summary, progress, accelerator.device)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -121,13 +130,21 @@ def extract(
     return summary
 
 
-def _load(store: Store, name: str, paths: Mapping[str, str], device: torch.device) -> Teacher:
+def _load(store: Store, name: TeacherName, paths: Mapping[str, str], device: torch.device) -> Teacher:
     source = store.header.columns[name].source
     if name not in paths:
         raise UsageError(
             f"{store.root} does not know where teacher {name} is on this machine: give --teacher {name}=PATH."
         )
-    teacher = teacher_from_source(paths[name], source)
+    teacher = load_teacher(
+        paths[name],
+        name,
+        heads=source["architecture"]["heads"],
+        image_size=source["image_size"],
+        frames=store.header.view["frames"],
+        tubelet_size=source["tubelet"],
+        precision=source["precision"],
+    )
     if difference := first_difference(dict(source), teacher.identity()):
         where, planned, found = difference
         raise IdentityError(
@@ -148,17 +165,17 @@ def _run(
     device: torch.device,
 ) -> None:
     """The pipeline: decoded items in plan order -> batches -> teachers -> the writing thread."""
-    items = feed.items(plan[view_id] for shard, _ in work for view_id in plan.rows_of(shard))
+    items = feed.items(plan[view_id] for shard, _ in work for view_id in plan.shard_view_ids(shard))
     clock = _Clock(summary.seconds)
     with WriteBehind(store, summary) as writer:
         for shard, columns in work:
             writer.begin(shard, columns)
-            for ids in _batches(plan.rows_of(shard), store.header.batch_rows):
+            for ids in _batches(plan.shard_view_ids(shard), store.header.batch_rows):
                 batch = [next(items) for _ in ids]
                 clock.lap("waiting for decode")
                 features = _features(batch, store.header.batch_rows, {c: teachers[c] for c in columns}, device)
                 clock.lap("teachers")
-                writer.rows(batch, features, plan.image_size)
+                writer.rows(batch, features, plan.section.image_size)
                 clock.lap("waiting for disk")
                 progress.advance(len(batch), summary.bytes_written)
             writer.commit()
@@ -166,14 +183,18 @@ def _run(
     clock.lap("waiting for disk")
 
 
-def _batches(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def _batches(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _features(
     items: Sequence[FeedItem], batch_rows: int, teachers: Mapping[str, Teacher], device: torch.device
 ) -> dict[str, NDArray[np.float32]]:
-    """Features (len(items), N, D) by column; the batch always has `batch_rows` clips, so that bits do not depend on it."""
+    """Features (len(items), N, D) by column.
+
+    The batch always has `batch_rows` clips, so that the shapes, and with them the last bits, do not depend on which
+    rows failed.
+    """
     features: dict[str, NDArray[np.float32]] = {}
     if all(item.renderings is None for item in items):
         return features

@@ -61,7 +61,8 @@ def plan_store(
             f"{catalog_path} has no readable video among {len(catalog.videos)}; see `mvd-offline videos scan`."
         )
     plan = Plan.from_catalog(catalog, recipe.view, recipe.store.rows_per_shard)
-    columns, names = {}, {}
+    columns: dict[str, ColumnSpec] = {}
+    names: dict[str, str] = {}
     for name in recipe.teachers:
         teacher = teacher_for(recipe.teachers[name], recipe.view, name)
         columns[name] = column_of(recipe, name, teacher)
@@ -83,16 +84,10 @@ def plan_store(
 
 
 def column_of(recipe: DistillRecipe, name: TeacherName, teacher: Teacher) -> ColumnSpec:
-    """The store's column for a teacher: refuses one whose tokens are not the views'."""
-    grid = recipe.view.grid
-    if teacher.grid != grid:
-        raise UsageError(
-            f"teachers.{name} makes {teacher.grid} tokens of a clip and the views have {grid}; "
-            f"choose view.image_size, view.frames or teachers.{name}.image_size so that the grids agree."
-        )
+    """The store's column for a teacher."""
     return ColumnSpec(
         name=name,
-        tokens=grid.num_tokens,
+        tokens=recipe.view.grid.num_tokens,
         width=teacher.width,
         codec=recipe.store.codec,
         container=recipe.store.container,
@@ -101,7 +96,9 @@ def column_of(recipe: DistillRecipe, name: TeacherName, teacher: Teacher) -> Col
 
 
 def describe(teacher: Teacher) -> str:
-    return f"{teacher.arch} {teacher.image_size} px, weights {teacher.weights_sha256[:12]}"
+    arch = teacher.arch
+    size = f"width {arch.width}, depth {arch.depth}, heads {arch.heads}, {teacher.image_size} px"
+    return f"{size}, {teacher.precision}, sha256 {teacher.weights_sha256}"
 
 
 def _absolute(weights: str) -> str:
@@ -143,7 +140,7 @@ def estimate(
     statuses = Counter(plan[view_id].status for view_id in plan.view_ids)
     good = statuses.pop("ok", 0)
     flops = {
-        name: teacher_flops(name, grid, columns[name].width, int(columns[name].source["depth"]))
+        name: teacher_flops(name, grid, columns[name].width, int(columns[name].source["architecture"]["depth"]))
         for name in recipe.teachers
     }
     active = sum(flops[name] for name in recipe.active_teachers)

@@ -41,7 +41,7 @@ class KeyedStream:
 
     def uniforms(self, n: int) -> NDArray[np.float64]:
         """`n` uniform doubles in [0, 1): the same as `n` calls of `uniform`."""
-        return (np.atleast_1d(self._bits.random_raw(n)) >> np.uint64(11)) * 2.0**-53
+        return ((self._bits.random_raw(n) >> np.uint64(11)) * 2.0**-53).astype(np.float64)
 
     def permutation(self, n: int) -> NDArray[np.int64]:
         """A uniform permutation of 0..n-1: the order of n random 64-bit keys."""

@@ -6,6 +6,7 @@ with the nearest known name, `a.b=c` strings override, and the resolved recipe i
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import itertools
@@ -21,6 +22,7 @@ from mvd_offline.errors import RecipeError
 from mvd_offline.geometry import TokenGrid
 
 TeacherName: TypeAlias = Literal["image", "video"]
+TEACHER_NAMES: tuple[TeacherName, ...] = ("image", "video")
 Precision: TypeAlias = Literal["no", "fp16", "bf16"]
 Arch: TypeAlias = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 
@@ -237,8 +239,7 @@ class DistillRecipe(Section):
     @property
     def active_teachers(self) -> tuple[TeacherName, ...]:
         """Teachers with a loss weight above zero, image before video."""
-        names: tuple[TeacherName, ...] = ("image", "video")
-        return tuple(n for n in names if n in self.teachers and self.loss.weights.get(n, 0.0) > 0.0)
+        return tuple(n for n in TEACHER_NAMES if n in self.teachers and self.loss.weights.get(n, 0.0) > 0.0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -364,7 +365,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
         RecipeError: no such file, not YAML, an unknown key (with the nearest known name), or a bad value.
     """
     if isinstance(source, Mapping):
-        data, origin = dict(source), "recipe"
+        data, origin = copy.deepcopy(dict(source)), "recipe"
     else:
         path = find_recipe(source)
         data, origin = _read_yaml(path), str(source)

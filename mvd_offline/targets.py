@@ -7,6 +7,7 @@ loader process must read for a micro-batch, and how the training process makes f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,7 +75,7 @@ class CachedTargets:
             )
         self.reader: TargetReader = CachedReader(store, names)
         self.widths: dict[TeacherName, int] = {name: store.header.columns[name].width for name in names}
-        self._codecs = {name: store.header.columns[name].codec for name in names}
+        self._codecs: dict[str, str] = {name: store.header.columns[name].codec for name in names}
 
     def targets(self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], masked: Tensor) -> dict[str, Tensor]:
         return {name: _to_float32(tensor, self._codecs[name]) for name, tensor in stored.items()}
@@ -156,11 +157,10 @@ def check_teachers(recipe: DistillRecipe, store: Store) -> None:
 
 
 def _hash_of(recipe: DistillRecipe, name: TeacherName, stored: str) -> str:
-    try:
-        return teacher_for(recipe.teachers[name], recipe.view, name).weights_sha256
-    except FileNotFoundError:
+    weights = recipe.teachers[name].weights
+    if not weights.startswith(("timm:", "random:")) and not Path(weights).exists():
         raise UsageError(
-            f"teachers.{name}.weights: {recipe.teachers[name].weights} is not on this machine, so that nothing shows "
-            f"that it is the teacher of this store. Give the file, or pin the store's hash with "
-            f"--set teachers.{name}.sha256={stored}"
-        ) from None
+            f"teachers.{name}.weights: {weights} is not on this machine, so that nothing shows that it is the teacher "
+            f"of this store. Give the file, or pin the store's hash with --set teachers.{name}.sha256={stored}"
+        )
+    return teacher_for(recipe.teachers[name], recipe.view, name).weights_sha256

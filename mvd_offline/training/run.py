@@ -37,7 +37,9 @@ def open_run(run: Path, recipe: Recipe, identity: dict[str, str], *, main: bool)
     if not main:
         return
     if run.is_dir() and any(run.iterdir()):
-        raise UsageError(f"{run} is not empty and holds no run of this program: give an empty or a new folder as --run.")
+        raise UsageError(
+            f"{run} is not empty and holds no run of this program: give an empty or a new folder as --run."
+        )
     run.mkdir(parents=True, exist_ok=True)
     (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (run / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
@@ -52,8 +54,8 @@ def _check_recipe(run: Path, recipe: Recipe) -> None:
     for path, value in _flat(recipe.model_dump(mode="json")).items():
         if path not in FREE and started.get(path) != value:
             raise UsageError(
-                f"{run} holds a run that was started with {path} = {started.get(path)!r}, and this recipe has {value!r}. "
-                f"Go on with the run's own recipe ({run / RECIPE_FILE}), or give another folder as --run."
+                f"{run} holds a run that was started with {path} = {started.get(path)!r}, and this recipe has "
+                f"{value!r}. Go on with the run's own recipe ({run / RECIPE_FILE}), or give another folder as --run."
             )
 
 

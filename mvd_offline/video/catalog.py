@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvd_offline.errors import UsageError
+from mvd_offline.video.decode import Reader
 from mvd_offline.video.decode import probe as probe_video
 from mvd_offline.video.examine import Examined, Probe, examine_files
 from mvd_offline.video.lists import ListedVideo, ListFormat, Subset, list_videos
@@ -47,6 +48,11 @@ class Video:
     status: str
     detail: str
     decoder: str
+
+    @property
+    def reader(self) -> Reader | None:
+        """The reader that is exact for this file, as `decode` takes it."""
+        return "decord" if self.decoder == "decord" else "pyav" if self.decoder == "pyav" else None
 
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}

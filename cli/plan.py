@@ -1,0 +1,55 @@
+"""`mvd-offline plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
+
+
+def plan(
+    recipe: RecipeArgument,
+    videos: Annotated[Path, typer.Option("--videos", help="Catalog that `videos scan` wrote.", show_default=False)],
+    store: Annotated[Path, typer.Option("--store", help="Folder of the store to make.", show_default=False)],
+    overrides: SetOption = None,
+    tflops: Annotated[
+        float, typer.Option(help="Sustained TFLOP/s of one device, for the estimates of time.", min=0.001)
+    ] = 100.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Fix the views of a store, name its teachers by their weights, and say what it will cost."""
+    from mvd_offline.cli.common import human_bytes, print_json, print_table
+    from mvd_offline.planner import plan_store
+    from mvd_offline.recipe import load_distill
+
+    made, estimate = plan_store(
+        load_distill(recipe, overrides or ()), catalog_path=videos, store_dir=store, sustained_tflops=tflops
+    )
+    if as_json:
+        print_json({"store_id": made.store_id, **estimate.to_json()})
+        return
+    from rich.table import Table
+
+    table = Table("", "", title=f"Store {store}", show_header=False, title_justify="left")
+    failed = ", ".join(f"{count} {status}" for status, count in estimate.failed_rows.items()) or "none"
+    table.add_row(
+        "views", f"{estimate.rows} of {estimate.videos} videos in {estimate.shards} shards; unusable: {failed}"
+    )
+    table.add_row("tokens of a view", estimate.grid)
+    for name, text in estimate.teachers.items():
+        table.add_row(f"teacher {name}", text)
+    for codec, size in estimate.bytes_by_codec.items():
+        table.add_row(f"size in {codec}", human_bytes(size) + ("  <- this store" if codec == estimate.codec else ""))
+    table.add_row("extraction", f"{estimate.extraction_gpu_hours:.3g} GPU-hours at {tflops:g} TFLOP/s")
+    table.add_row(
+        "training", f"{estimate.cached_gpu_hours:.3g} GPU-hours with extraction; {estimate.online_gpu_hours:.3g} online"
+    )
+    table.add_row(
+        "reading", f"{estimate.read_megabytes_per_second:.3g} MB/s a GPU for {estimate.clips_per_second:.3g} clips/s"
+    )
+    table.add_row("break-even", f"caching is cheaper after {estimate.break_even_epoch:.3g} epochs")
+    print_table(table)
+    typer.echo(f"next: mvd-offline extract {store}")

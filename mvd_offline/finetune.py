@@ -1,0 +1,146 @@
+"""Supervised training of a classifier, from a student's encoder or from scratch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mvd_offline.models.classifier import Classifier, build_classifier
+from mvd_offline.models.inputs import normalize
+from mvd_offline.models.loading import start_finetuning
+from mvd_offline.models.saving import save_model
+from mvd_offline.randomness import KeyedStream
+from mvd_offline.recipe import AugmentSection, ClipSection, FinetuneRecipe, dump_recipe
+from mvd_offline.training.catalogs import CatalogRows
+from mvd_offline.training.loop import Batch, TrainingSummary, train
+from mvd_offline.training.optim import parameter_groups
+from mvd_offline.training.order import BatchRequest
+from mvd_offline.training.run import open_run
+from mvd_offline.training.state import RunIdentity
+from mvd_offline.video.augment import draw_flip, random_resized_crop_box, train_view
+from mvd_offline.video.catalog import Video
+from mvd_offline.video.decode import decode
+from mvd_offline.video.sampling import dense_train_indices, uniform_train_indices
+
+CLASSIFIER_FILE = "classifier.safetensors"
+CLASSES_FILE = "classes.json"
+
+
+def finetune(
+    recipe: FinetuneRecipe,
+    *,
+    catalog_path: Path,
+    run: Path,
+    init: Path | None = None,
+    accelerator: Accelerator | None = None,
+) -> TrainingSummary:
+    """Train the recipe's classifier on labelled videos; goes on if `run` holds a started run.
+
+    Args:
+        init: a student, VideoMAE or fine-tuned checkpoint; None starts from scratch.
+
+    Raises:
+        UsageError: labels that do not fit `model.classes`.
+        CheckpointError: a checkpoint of another size.
+    """
+    accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
+    rows = CatalogRows(catalog_path)
+    rows.require_labels(recipe.model.classes)
+    task = FinetuneTask(recipe, rows, init)
+    open_run(run, recipe, {"source": rows.source, "init": str(init or "scratch")}, main=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        (run / CLASSES_FILE).write_text(json.dumps(list(rows.classes), indent=2) + "\n", encoding="utf-8")
+    accelerator.wait_for_everyone()
+    return train(task, recipe.optim, recipe.training, run=run, accelerator=accelerator)
+
+
+@dataclass
+class FinetuneReader:
+    """Decodes and augments: one draw of frames, crop and flip for a clip, keyed by (seed, epoch, video)."""
+
+    videos: tuple[Video, ...]
+    root: Path
+    clip: ClipSection
+    augment: AugmentSection
+    seed: int
+    drop_path_sites: int
+
+    def __call__(self, request: BatchRequest) -> Batch:
+        videos = [self.videos[row] for row in request.rows]
+        noise = [
+            KeyedStream("drop_path", self.seed, request.epoch, v.video_id).uniforms(self.drop_path_sites)
+            for v in videos
+        ]
+        return {
+            "clips": torch.from_numpy(np.stack([self._clip(video, request.epoch) for video in videos])),
+            "labels": torch.tensor([video.label for video in videos]),
+            "drop_path": torch.from_numpy(np.stack(noise).astype(np.float32)),
+        }
+
+    def _clip(self, video: Video, epoch: int) -> NDArray[np.uint8]:
+        stream = KeyedStream("augment", self.seed, epoch, video.video_id)
+        if self.clip.sampling == "dense":
+            indices = dense_train_indices(video.frames, stream, self.clip.frames, self.clip.stride)
+        else:
+            indices = uniform_train_indices(video.frames, stream, self.clip.frames)
+        box = random_resized_crop_box(video.width, video.height, stream, self.augment.area, self.augment.aspect)
+        flip = draw_flip(self.augment.flip, stream)
+        frames = decode(self.root / video.path, indices, reader=video.reader).frames
+        return train_view(frames, box, self.clip.image_size, flip=flip)
+
+
+class FinetuneTask:
+    """Classification for the shared loop."""
+
+    def __init__(self, recipe: FinetuneRecipe, rows: CatalogRows, init: Path | None) -> None:
+        self.title = "finetune"
+        self._recipe, self._rows = recipe, rows
+        seed = recipe.training.seed
+        self.identity = RunIdentity(rows.source, seed, recipe.optim.batch_size)
+        torch.manual_seed(KeyedStream("init", seed).torch_seed())
+        self.classifier: Classifier = (
+            build_classifier(recipe.model, recipe.clip)
+            if init is None
+            else start_finetuning(init, recipe.model, recipe.clip)[0]
+        )
+        self.model: nn.Module = self.classifier
+        self.reader: Callable[[BatchRequest], Batch] = FinetuneReader(
+            videos=rows.videos,
+            root=rows.root,
+            clip=recipe.clip,
+            augment=recipe.augment,
+            seed=seed,
+            drop_path_sites=self.classifier.drop_path_sites,
+        )
+
+    def groups(self) -> list[dict[str, object]]:
+        return parameter_groups(
+            self.model.named_parameters(),
+            weight_decay=self._recipe.optim.weight_decay,
+            layer_decay=self._recipe.optim.layer_decay,
+            depth=self.classifier.arch.depth,
+        )
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        return self._rows.order(self._recipe.training.seed, epoch)
+
+    def samples_per_epoch(self) -> int:
+        return len(self._rows.videos)
+
+    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        logits: Tensor = model(normalize(batch["clips"]), batch["drop_path"])
+        loss = F.cross_entropy(logits.float(), batch["labels"], label_smoothing=self._recipe.label_smoothing)
+        accuracy = (logits.detach().argmax(dim=1) == batch["labels"]).float().mean()
+        return {"loss": loss, "accuracy": accuracy}
+
+    def save(self, folder: Path) -> None:
+        save_model(folder / CLASSIFIER_FILE, self.classifier, recipe=dump_recipe(self._recipe))
