@@ -72,12 +72,17 @@ class _ArrayCodec:
             raise CodecError(
                 f"codec {self.name} stores float32 features (tokens, width), not {features.dtype} {features.shape}"
             )
-        _refuse_non_finite(features, "the features hold {count} values that are not finite, the first at token {token}, "
-                           "channel {channel}: the teacher overflowed or its weights are damaged; run it with "
-                           "precision: float32")  # fmt: skip
+        _refuse_non_finite(
+            features,
+            "the features hold {count} values that are not finite, the first at token {token}, channel {channel}: "
+            "the teacher overflowed or its weights are damaged; run it with precision: float32",
+        )
         stored = self._convert(features)
-        _refuse_non_finite(self.to_float32(stored), f"{{count}} values are out of {self.name}'s range, the first at "
-                           "token {token}, channel {channel}: set store.codec to bfloat16 or float32")  # fmt: skip
+        _refuse_non_finite(
+            self.to_float32(stored),
+            f"{{count}} values are out of {self.name}'s range, the first at token {{token}}, channel {{channel}}: "
+            "set store.codec to bfloat16 or float32",
+        )
         return stored.tobytes()
 
     def decode(self, payload: bytes | memoryview, tokens: int, width: int) -> NDArray[Any]:

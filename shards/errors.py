@@ -1,5 +1,13 @@
 """Every error that a user can meet is an `MvdError`: one paragraph, no traceback on the command line."""
 
+from typing import Final
+
+REPAIR_SHARD: Final = (
+    "Run `mvd-offline shards verify STORE --level full --repair`, which withdraws the shards that are damaged, "
+    "then `mvd-offline extract STORE`, which makes them again."
+)
+"""What to do about a damaged shard."""
+
 
 class MvdError(Exception):
     """Base of all errors that are meant for a user's eyes.

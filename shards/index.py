@@ -1,0 +1,210 @@
+"""The ledger of a store as arrays: `index.parquet` on disk, one `ColumnIndex` a column in memory.
+
+`index.parquet` is all commit records in one table, sorted by column and view. Its bytes are a function of the records
+(and of the release of pyarrow that wrote them).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvd_offline.shards.errors import CorruptionError, IdentityError, MissingRowError
+from mvd_offline.shards.schema import (
+    SCHEMA_VERSION,
+    STATUSES,
+    CommitRecord,
+    RowRecord,
+    SealRecord,
+    StoreHeader,
+    canonical_json,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NO_ROW: Final = 255
+"""Status code of a view_id that has no record."""
+
+_METADATA_KEY: Final = b"mvd_offline.index"
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnIndex:
+    """Where each row of one column is: arrays over the whole height of the table, indexed by view_id."""
+
+    column: str
+    status: NDArray[np.uint8]
+    """Position in STATUSES, or NO_ROW."""
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    crc32c: NDArray[np.uint32]
+    pixels: NDArray[np.uint64]
+    """xxh3 of the rendered pixels, where the row is ok."""
+    decoder: NDArray[np.uint16]
+    """Position in `decoders`."""
+    decoders: tuple[str, ...]
+    details: Mapping[int, str] = field(repr=False)
+    """Reason by view_id, for rows that are not ok."""
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Which view_ids have a payload."""
+        return self.status == 0
+
+    @property
+    def view_ids(self) -> NDArray[np.int64]:
+        """Views that have a record, ascending."""
+        return np.flatnonzero(self.status != NO_ROW).astype(np.int64)
+
+    def counts(self) -> dict[str, int]:
+        """Rows by status."""
+        found = Counter(self.status.tolist())
+        return {name: found[code] for code, name in enumerate(STATUSES) if found[code]}
+
+    def require_ok(self, view_ids: NDArray[np.int64]) -> None:
+        """Raises MissingRowError for the first view that has no payload."""
+        inside = (view_ids >= 0) & (view_ids < len(self.status))
+        bad = ~inside
+        bad[inside] = ~self.ok[view_ids[inside]]
+        if bad.any():
+            raise MissingRowError(self._explain(int(view_ids[bad][0]), int(bad.sum())))
+
+    def row(self, view_id: int) -> RowRecord:
+        """The record of one view; raises MissingRowError when there is none."""
+        if not 0 <= view_id < len(self.status) or self.status[view_id] == NO_ROW:
+            raise MissingRowError(self._explain(view_id, 1))
+        ok = self.status[view_id] == 0
+        return RowRecord(
+            view_id=view_id,
+            status=STATUSES[self.status[view_id]],
+            detail=self.details.get(view_id, ""),
+            offset=int(self.offset[view_id]),
+            length=int(self.length[view_id]),
+            crc32c=int(self.crc32c[view_id]),
+            pixels=f"{int(self.pixels[view_id]):016x}" if ok else "",
+            decoder=self.decoders[self.decoder[view_id]],
+        )
+
+    def _explain(self, view_id: int, count: int) -> str:
+        others = f" (and {count - 1} more of the rows asked for)" if count > 1 else ""
+        where = f"column {self.column}, row {view_id}{others}: "
+        if not 0 <= view_id < len(self.status):
+            return f"{where}no such row; the table has rows 0 to {len(self.status) - 1}."
+        if self.status[view_id] == NO_ROW:
+            return f"{where}no record: the plan has no such view, or its shard is not committed yet."
+        status = STATUSES[self.status[view_id]]
+        return (
+            f"{where}there is no target, its status is {status}: {self.details.get(view_id, '')}. Ask "
+            f"`Store.ok_rows()` for the rows that have one, or run `mvd-offline extract STORE --retry {status}` once "
+            "its video can be read."
+        )
+
+
+def build_table(header: StoreHeader, columns: Mapping[str, Iterable[CommitRecord]]) -> pa.Table:
+    """All records as one table; columns by name, rows by view_id."""
+    import pyarrow as pa
+
+    fields = _arrow_fields()
+    values: dict[str, list[Any]] = {name: [] for name, _ in fields}
+    for column in sorted(columns):
+        for record in sorted(columns[column], key=lambda record: record.shard):
+            for row in record.rows:
+                for name, value in {**row.to_json(), "column": column, "shard": record.shard}.items():
+                    values[name].append(value)
+    identity = {
+        "schema_version": SCHEMA_VERSION,
+        "store_id": header.store_id,
+        "columns": {name: header.columns[name].column_id for name in sorted(columns)},
+    }
+    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
+    schema = schema.with_metadata({_METADATA_KEY: canonical_json(identity)})
+    return pa.Table.from_pydict(values, schema=schema)
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """The content of `index.parquet`."""
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", compression_level=3, version="2.6", row_group_size=1 << 20)
+    return sink.getvalue()
+
+
+def read_table(data: bytes, header: StoreHeader, seal: SealRecord) -> pa.Table:
+    """The table in `index.parquet`, checked against its seal record and the store's identity."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if len(data) != seal.size or hashlib.sha256(data).hexdigest() != seal.sha256:
+        raise CorruptionError(
+            "index.parquet: the file does not match its digest in commits/index.json. The commit records hold all that "
+            "is in it: run `mvd-offline shards seal STORE`, which writes it anew."
+        )
+    table = pq.read_table(pa.BufferReader(data))
+    expected = {"schema_version": SCHEMA_VERSION, "store_id": header.store_id, "columns": dict(seal.columns)}
+    if (table.schema.metadata or {}).get(_METADATA_KEY) != canonical_json(expected):
+        raise IdentityError(
+            "index.parquet: it was made for another store or other columns than store.json names. "
+            "Run `mvd-offline shards seal STORE`, which writes it anew."
+        )
+    return table
+
+
+def column_index(table: pa.Table, header: StoreHeader, column: str) -> ColumnIndex:
+    """The rows of one column as arrays."""
+    import pyarrow.compute as pc
+
+    part = table.filter(pc.equal(table["column"], column))
+    ids = part["view_id"].to_numpy()
+    if len(ids) and not (ids.min() >= 0 and ids.max() < header.rows):
+        raise CorruptionError(f"the records of column {column} name rows outside 0 to {header.rows - 1}")
+
+    def spread(values: NDArray[Any], dtype: Any, empty: int = 0) -> NDArray[Any]:
+        array = np.full(header.rows, empty, dtype)
+        array[ids] = values
+        return array
+
+    def codes(name: str) -> tuple[NDArray[np.int64], list[str]]:
+        encoded = part[name].combine_chunks().dictionary_encode()
+        return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+
+    status_codes, status_names = codes("status")
+    order = np.array([STATUSES.index(name) for name in status_names], np.uint8)
+    decoder_codes, decoders = codes("decoder")
+    details = zip(ids.tolist(), part["detail"].to_pylist(), strict=True)
+    return ColumnIndex(
+        column=column,
+        status=spread(order[status_codes] if len(ids) else order, np.uint8, NO_ROW),
+        offset=spread(part["offset"].to_numpy(), np.int64),
+        length=spread(part["length"].to_numpy(), np.int64),
+        crc32c=spread(part["crc32c"].to_numpy(), np.uint32),
+        pixels=spread(np.array([int(text or "0", 16) for text in part["pixels"].to_pylist()], np.uint64), np.uint64),
+        decoder=spread(decoder_codes, np.uint16),
+        decoders=tuple(decoders),
+        details={view_id: text for view_id, text in details if text},
+    )
+
+
+def _arrow_fields() -> list[tuple[str, Any]]:
+    import pyarrow as pa
+
+    return [
+        ("column", pa.string()),
+        ("view_id", pa.int64()),
+        ("shard", pa.int32()),
+        ("status", pa.string()),
+        ("detail", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("crc32c", pa.uint32()),
+        ("pixels", pa.string()),
+        ("decoder", pa.string()),
+    ]

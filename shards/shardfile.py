@@ -1,0 +1,247 @@
+"""One shard file: writing it row by row, checking it against its record, reading rows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from mvd_offline.shards.codecs import get_codec
+from mvd_offline.shards.containers import ShardLayout, get_container
+from mvd_offline.shards.errors import CommitError, CorruptionError
+from mvd_offline.shards.schema import CommitRecord, RowRecord, StoreHeader
+
+_BLOCK_BYTES = 4 << 20
+
+
+class ShardWriter:
+    """Takes the views of one shard in ascending order, each once: a target, or the reason why there is none.
+
+    Rows go straight to the file; no more than one is held in memory.
+    """
+
+    def __init__(self, header: StoreHeader, layout: ShardLayout, view_ids: Sequence[int], stream: BinaryIO) -> None:
+        self._header, self._layout = header, layout
+        self._expected = list(view_ids)
+        self._sink = _HashingSink(stream)
+        self._codec = get_codec(layout.column.codec)
+        self._container = get_container(layout.column.container)
+        self._file = self._container.writer(self._sink, layout)
+        self._rows: list[RowRecord] = []
+
+    def add(self, view_id: int, features: NDArray[np.float32], *, pixels: str, decoder: str) -> None:
+        """Store a view's target.
+
+        Args:
+            features: float32 (N, D), finite.
+            pixels: xxh3 (64 bit, 16 hexadecimal digits) of the rendered pixels that the teacher saw.
+            decoder: who decoded them.
+
+        Raises:
+            CodecError: wrong shape or dtype, or values that the codec cannot hold.
+            CommitError: another view comes next.
+        """
+        self._expect(view_id)
+        column = self._layout.column
+        if features.shape != (column.tokens, column.width):
+            raise CommitError(
+                f"column {column.name}, view {view_id}: features of shape {features.shape}; "
+                f"the column holds {(column.tokens, column.width)}"
+            )
+        if not _is_pixel_hash(pixels):
+            raise CommitError(f"column {column.name}, view {view_id}: {pixels!r} is no 16-digit pixel hash")
+        payload = self._codec.encode(features)
+        crc32c = google_crc32c.value(payload)
+        offset = self._file.add(view_id, payload, crc32c)
+        self._rows.append(
+            RowRecord(
+                view_id=view_id,
+                status="ok",
+                offset=offset,
+                length=len(payload),
+                crc32c=crc32c,
+                pixels=pixels,
+                decoder=decoder,
+            )
+        )
+
+    def fail(self, view_id: int, status: str, detail: str) -> None:
+        """Record why a view has no target; `detail` must not depend on the machine (no absolute paths)."""
+        self._expect(view_id)
+        if status == "ok" or not detail:
+            raise CommitError(f"view {view_id}: a failed row needs a status other than ok, and a reason in words")
+        self._rows.append(RowRecord(view_id=view_id, status=status, detail=detail))
+
+    def finish(self) -> CommitRecord:
+        """Close the file's content and say what it is; every view must have come."""
+        if len(self._rows) < len(self._expected):
+            missing = self._expected[len(self._rows) :]
+            raise CommitError(
+                f"column {self._layout.column.name}, shard {self._layout.shard}: {len(missing)} of "
+                f"{len(self._expected)} views were neither added nor failed, the first is {missing[0]}"
+            )
+        self._file.finish()
+        column = self._layout.column
+        return CommitRecord(
+            store_id=self._header.store_id,
+            column=column.name,
+            column_id=column.column_id,
+            shard=self._layout.shard,
+            file=self._container.shard_file(self._layout.shard),
+            size=self._sink.size,
+            sha256=self._sink.sha256.hexdigest(),
+            rows=tuple(self._rows),
+        )
+
+    def _expect(self, view_id: int) -> None:
+        done = len(self._rows)
+        wanted = self._expected[done] if done < len(self._expected) else None
+        if view_id != wanted:
+            raise CommitError(
+                f"column {self._layout.column.name}, shard {self._layout.shard}: view {view_id} came where "
+                f"{'no more was' if wanted is None else f'view {wanted} was'} expected; "
+                "the plan's views of a shard come in ascending order, each once"
+            )
+
+
+class _HashingSink:
+    """Writes through to a stream and keeps the size and sha256 of what went by."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+
+
+def _is_pixel_hash(text: str) -> bool:
+    return len(text) == 16 and set(text) <= set("0123456789abcdef")
+
+
+# ---- checking ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something wrong with a shard file; `row` is the view concerned, or None for the file as a whole."""
+
+    row: int | None
+    what: str
+
+
+def check_file(path: Path, record: CommitRecord, layout: ShardLayout) -> list[Fault]:
+    """Compare a whole shard file to its record: size, framing, each row's crc32c and finite values, sha256.
+
+    Reads the file once (and its framing again), one row in memory at a time.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return [Fault(None, f"the file {record.file} is gone")]
+    try:
+        size = os.fstat(descriptor).st_size
+        if size != record.size:
+            return [Fault(None, f"the file {record.file} has {size} bytes, its record says {record.size}")]
+        return [*_content_faults(descriptor, record, layout), *_framing_faults(descriptor, record, layout)]
+    finally:
+        os.close(descriptor)
+
+
+def forget_cached_pages(path: Path) -> None:
+    """Ask the system to drop its copy of a file, so that the next read shows what the disk holds."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def check_row(payload: bytes, row: RowRecord, layout: ShardLayout) -> str | None:
+    """What is wrong with a row's payload; None when nothing is."""
+    if google_crc32c.value(payload) != row.crc32c:
+        return "the payload does not match its crc32c"
+    codec, column = get_codec(layout.column.codec), layout.column
+    if len(payload) != codec.nbytes(column.tokens, column.width):
+        return f"the payload has {len(payload)} bytes, a row has {codec.nbytes(column.tokens, column.width)}"
+    if not np.isfinite(codec.to_float32(codec.decode(payload, column.tokens, column.width))).all():
+        return "the payload holds values that are not finite"
+    return None
+
+
+def _content_faults(descriptor: int, record: CommitRecord, layout: ShardLayout) -> list[Fault]:
+    faults: list[Fault] = []
+    digest = hashlib.sha256()
+    position = 0
+    for row in sorted((row for row in record.rows if row.status == "ok"), key=lambda row: row.offset):
+        for block in _blocks(descriptor, position, row.offset):
+            digest.update(block)
+        payload = os.pread(descriptor, row.length, row.offset)
+        digest.update(payload)
+        position = row.offset + row.length
+        if problem := check_row(payload, row, layout):
+            faults.append(Fault(row.view_id, problem))
+    for block in _blocks(descriptor, position, record.size):
+        digest.update(block)
+    if digest.hexdigest() != record.sha256:
+        faults.append(Fault(None, f"the file {record.file} does not match its sha256"))
+    return faults
+
+
+def _framing_faults(descriptor: int, record: CommitRecord, layout: ShardLayout) -> list[Fault]:
+    """Does the container's own index, which other software reads, say the same as the record?"""
+    container = get_container(layout.column.container)
+    try:
+        found = container.locate(lambda offset, length: os.pread(descriptor, length, offset), record.size, layout)
+    except CorruptionError as error:
+        return [Fault(None, f"the file {record.file}: {error}")]
+    expected = {row.view_id: (row.offset, row.length, row.crc32c) for row in record.rows if row.status == "ok"}
+    differing = sorted(view for view in {*found, *expected} if found.get(view) != expected.get(view))
+    return [Fault(view, "the shard's own index or checksum differs from the commit record") for view in differing]
+
+
+def _blocks(descriptor: int, start: int, stop: int) -> Iterator[bytes]:
+    while start < stop:
+        block = os.pread(descriptor, min(_BLOCK_BYTES, stop - start), start)
+        if not block:
+            return
+        yield block
+        start += len(block)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+class ShardFile:
+    """An open shard file. Closes when the last reference goes, so a cache may drop it while a thread still reads.
+
+    Reads give their own position, so threads and forked processes can share it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read_into(self, target: NDArray[Any], offset: int) -> bool:
+        """Fill a contiguous array from `offset`; False when the file ends before."""
+        buffer = target.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            if count == 0:
+                return False
+            done += count
+        return True

@@ -1,0 +1,433 @@
+"""A store: created once, filled shard by shard by any number of processes, sealed, then read by view.
+
+store.json                    identity and columns
+plan.parquet                  the views
+<column>/...                  shard files, and what other software needs to read them
+commits/<column>/NNNNNN.json  a shard is done when its record is here
+index.parquet                 all records in one file; commits/index.json, its record, seals the store
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvd_offline.shards import atomic
+from mvd_offline.shards.codecs import get_codec
+from mvd_offline.shards.containers import ShardLayout, get_container
+from mvd_offline.shards.creation import (
+    holds,
+    plan_views,
+    prepare_folder,
+    publish_column_files,
+    read_file,
+    read_header,
+    some,
+)
+from mvd_offline.shards.errors import (
+    REPAIR_SHARD,
+    CommitError,
+    CorruptionError,
+    IdentityError,
+    MissingRowError,
+    NotSealedError,
+)
+from mvd_offline.shards.index import ColumnIndex, build_table, column_index, read_table, table_bytes
+from mvd_offline.shards.reader import RowReader
+from mvd_offline.shards.schema import STATUSES, CommitRecord, RowRecord, SealRecord, StoreHeader, first_difference
+from mvd_offline.shards.shardfile import ShardWriter, check_file, forget_cached_pages
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["ShardWriter", "Store", "create_store", "open_store"]
+
+
+def create_store(root: str | Path, header: StoreHeader, plan_bytes: bytes) -> Store:
+    """Make a store, or find the same one; columns that it lacks are added.
+
+    Args:
+        plan_bytes: the plan, a Parquet table with columns `view_id` (ascending) and `shard` (view_id // rows_per_shard)
+            among others.
+
+    Raises:
+        IdentityError: the folder holds another store (the message names the field), or something else; or the plan
+            is not the header's.
+    """
+    root = Path(root)
+    return Store(root, prepare_folder(root, header, plan_bytes))
+
+
+def open_store(root: str | Path, *, sealed: bool = True, columns: Sequence[str] | None = None) -> Store:
+    """Open a store.
+
+    Args:
+        sealed: require that every row of `columns` is there and indexed, as readers must.
+        columns: the columns that will be read; all of them when None. A store stays readable in its old columns
+            while a new one is being filled.
+
+    Raises:
+        NotAStoreError, NotSealedError, CorruptionError.
+    """
+    root = Path(root)
+    store = Store(root, read_header(root))
+    if hashlib.sha256(read_file(store.plan_path)).hexdigest() != store.header.plan_sha256:
+        raise CorruptionError(
+            f"{store.plan_path}: the file does not match the sha256 in store.json. Restore it from a copy, or "
+            "remove it and run `mvd-offline plan` again with the recipe and the catalog that the store was made with."
+        )
+    if sealed:
+        store.require_sealed(store.checked_columns(columns))
+    return store
+
+
+class Store:
+    """An open store; get one from `open_store` or `create_store`. Threads and processes may share it for reading."""
+
+    def __init__(self, root: Path, header: StoreHeader) -> None:
+        self.root = root
+        self.header = header
+        self._indices: dict[str, ColumnIndex] = {}
+        self._reader = RowReader(root, header)
+
+    def __repr__(self) -> str:
+        shape = f"{self.header.rows} rows in {self.shard_count} shards"
+        return f"Store({str(self.root)!r}, {shape}, columns={list(self.columns)}, store_id={self.store_id[:12]})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "header": self.header, "_indices": self._indices}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reader = RowReader(self.root, self.header)
+
+    # ---- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def store_id(self) -> str:
+        return self.header.store_id
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.header.columns)
+
+    @property
+    def shard_count(self) -> int:
+        return self.header.shard_count
+
+    @property
+    def plan_path(self) -> Path:
+        return self.root / "plan.parquet"
+
+    @cached_property
+    def view_ids(self) -> NDArray[np.int64]:
+        """Views that the plan names, ascending."""
+        return plan_views(read_file(self.plan_path))
+
+    def shard_rows(self, shard: int) -> range:
+        """Row numbers of a shard; the plan's views are some of them (see `shard_view_ids`)."""
+        first = shard * self.header.rows_per_shard
+        return range(first, min(first + self.header.rows_per_shard, self.header.rows))
+
+    def shard_view_ids(self, shard: int) -> NDArray[np.int64]:
+        """Views of a shard, ascending."""
+        rows = self.shard_rows(shard)
+        return self.view_ids[slice(*np.searchsorted(self.view_ids, (rows.start, rows.stop)))]
+
+    def row_bytes(self, column: str) -> int:
+        """Bytes of one row's payload."""
+        spec = self.header.columns[column]
+        return get_codec(spec.codec).nbytes(spec.tokens, spec.width)
+
+    def layout(self, column: str, shard: int) -> ShardLayout:
+        return ShardLayout(self.header.columns[column], shard, self.header.rows_per_shard)
+
+    def shard_path(self, column: str, shard: int) -> Path:
+        return self.root / column / get_container(self.header.columns[column].container).shard_file(shard)
+
+    def record_path(self, column: str, shard: int) -> Path:
+        return self.root / "commits" / column / f"{shard:06d}.json"
+
+    @property
+    def index_path(self) -> Path:
+        return self.root / "index.parquet"
+
+    @property
+    def seal_path(self) -> Path:
+        return self.root / "commits" / "index.json"
+
+    def checked_columns(self, columns: Sequence[str] | None) -> tuple[str, ...]:
+        """The names given, or all; raises MissingRowError for a column that the store does not have."""
+        names = self.columns if columns is None else tuple(columns)
+        unknown = [name for name in names if name not in self.header.columns]
+        if unknown:
+            raise MissingRowError(f"{self.root} has no column {', '.join(unknown)}; it has {', '.join(self.columns)}.")
+        return names
+
+    # ---- what is done --------------------------------------------------------------------------------------------
+
+    def committed(self, column: str) -> set[int]:
+        """Shards whose commit record exists."""
+        (name,) = self.checked_columns([column])
+        folder = self.root / "commits" / name
+        return {int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()}
+
+    def pending(self, column: str) -> list[int]:
+        """Shards that are still to be written, ascending."""
+        done = self.committed(column)
+        return [shard for shard in range(self.shard_count) if shard not in done]
+
+    def record(self, column: str, shard: int) -> CommitRecord:
+        """The commit record of a shard, checked to be this store's."""
+        path = self.record_path(column, shard)
+        if not path.exists():
+            raise MissingRowError(f"column {column}, shard {shard} is not committed: run `mvd-offline extract STORE`.")
+        record = CommitRecord.from_bytes(read_file(path), str(path))
+        expected = {
+            "store_id": self.store_id,
+            "column": column,
+            "column_id": self.header.columns[column].column_id,
+            "shard": shard,
+            "file": self.shard_path(column, shard).name,
+        }
+        if difference := first_difference({key: getattr(record, key) for key in expected}, expected):
+            field, found, wanted = difference
+            raise IdentityError(
+                f"{path}: {field} is {found!r} where {wanted!r} belongs: the record comes from elsewhere. "
+                f"{REPAIR_SHARD}"
+            )
+        return record
+
+    @cached_property
+    def seal_record(self) -> SealRecord | None:
+        """What the index covers; None for a store that is not sealed. Read once; see `refresh`."""
+        if not self.seal_path.exists():
+            return None
+        seal = SealRecord.from_bytes(read_file(self.seal_path), str(self.seal_path))
+        if seal.store_id != self.store_id:
+            raise IdentityError(
+                f"{self.seal_path}: made for store {seal.store_id[:12]}, this is {self.store_id[:12]}. "
+                "Run `mvd-offline shards seal STORE`, which writes it anew."
+            )
+        return seal
+
+    def is_indexed(self, column: str) -> bool:
+        """Whether readers can use the column."""
+        covered = self.seal_record.columns if self.seal_record else {}
+        return covered.get(column) == self.header.columns[column].column_id
+
+    @property
+    def sealed(self) -> bool:
+        """Whether every column is indexed. Read once; see `refresh`."""
+        return all(self.is_indexed(name) for name in self.columns)
+
+    def require_sealed(self, columns: Sequence[str]) -> None:
+        """Raises NotSealedError unless these columns can be read, CorruptionError when the index is damaged."""
+        waiting = [name for name in columns if not self.is_indexed(name)]
+        if waiting:
+            missing = [f"{len(self.pending(name))} of {self.shard_count} shards of column {name}" for name in waiting]
+            if any(self.pending(name) for name in waiting):
+                raise NotSealedError(
+                    f"{self.root} is not complete: {' and '.join(missing)} are missing. "
+                    f"Run `mvd-offline extract {self.root}`, which makes only these."
+                )
+            raise NotSealedError(
+                f"{self.root}: every shard is committed, but there is no index of column {', '.join(waiting)}. "
+                f"Run `mvd-offline shards seal {self.root}`."
+            )
+        for name in columns:
+            self.status(name)
+
+    def refresh(self) -> None:
+        """Forget what was read of the store's progress; other processes may have gone on."""
+        self.__dict__.pop("seal_record", None)
+        self.__dict__.pop("_index_table", None)
+        self._indices.clear()
+        self._reader.close_files()
+
+    # ---- writing -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def write_shard(self, column: str, shard: int, *, replace: bool = False) -> Iterator[ShardWriter]:
+        """Write and commit one shard: published on a clean exit, and not at all on an exception.
+
+        Args:
+            replace: allow a shard that is committed already; it is uncommitted while it is exchanged, and the store
+                must be sealed again.
+
+        Raises:
+            CommitError: the shard is committed already, or its rows are not the plan's.
+            CorruptionError: the file does not read back as it was written; nothing is published.
+        """
+        (column,) = self.checked_columns([column])
+        if not 0 <= shard < self.shard_count:
+            raise CommitError(f"shard {shard} does not exist; {self.root} has shards 0 to {self.shard_count - 1}")
+        if not replace and self.record_path(column, shard).exists():
+            raise CommitError(
+                f"column {column}, shard {shard} is committed already; pass replace=True to make it again"
+            )
+        layout = self.layout(column, shard)
+        with atomic.temporary_file(self.shard_path(column, shard)) as temporary:
+            writer = ShardWriter(self.header, layout, self.shard_view_ids(shard).tolist(), temporary.stream)
+            yield writer
+            record = writer.finish()
+            temporary.flush_to_disk()
+            forget_cached_pages(temporary.path)
+            faults = check_file(temporary.path, record, layout)
+            if faults:
+                raise CorruptionError(
+                    f"column {column}, shard {shard}: the file does not read back as it was written "
+                    f"({faults[0].what}). Nothing was published. Check the disk, then run `mvd-offline extract` again."
+                )
+            self.withdraw(column, shard)
+            temporary.publish()
+        atomic.publish_bytes(self.record_path(column, shard), record.to_bytes())
+        self.refresh()
+
+    def withdraw(self, column: str, shard: int) -> bool:
+        """Take back a shard's commit, and the seal that covers it; `extract` then makes the shard again."""
+        if not self.record_path(column, shard).exists():
+            return False
+        if self._seal_covers(column):
+            atomic.remove_file(self.seal_path)
+        atomic.remove_file(self.record_path(column, shard))
+        self.refresh()
+        return True
+
+    def _seal_covers(self, column: str) -> bool:
+        try:
+            return self.seal_record is not None and column in self.seal_record.columns
+        except (CorruptionError, IdentityError):
+            return True  # a seal that cannot be read protects nothing
+
+    def reopen_rows(self, statuses: Sequence[str]) -> list[tuple[str, int]]:
+        """Withdraw every shard that holds a row of one of these statuses; returns (column, shard) of each."""
+        unknown = [status for status in statuses if status not in STATUSES[1:]]
+        if unknown:
+            raise CommitError(f"status {', '.join(unknown)} cannot be retried; allowed: {', '.join(STATUSES[1:])}")
+        reopened = [
+            (column, shard)
+            for column in self.columns
+            for shard in sorted(self.committed(column))
+            if any(row.status in statuses for row in self.record(column, shard).rows)
+        ]
+        for column, shard in reopened:
+            self.withdraw(column, shard)
+        return reopened
+
+    def clean_temporary(self) -> list[Path]:
+        """Remove what killed writers left behind; files of living writers stay. Returns what was removed."""
+        return [path for folder in self.folders() for path in atomic.clean_folder(folder)]
+
+    def folders(self) -> list[Path]:
+        """Every folder that the store writes to."""
+        commits = self.root / "commits"
+        return [self.root, commits, *(base / name for name in self.columns for base in (self.root, commits))]
+
+    def seal(self) -> None:
+        """Write the index, once every shard of every column is committed. Sealing again changes nothing.
+
+        Raises:
+            NotSealedError: shards are missing; lists them.
+            CorruptionError: a shard file is gone or has another size than its record says.
+        """
+        missing = [
+            f"column {name}: {some(self.pending(name))} of {self.shard_count}"
+            for name in self.columns
+            if self.pending(name)
+        ]
+        if missing:
+            raise NotSealedError(
+                f"{self.root} cannot be sealed, shards are missing: {'; '.join(missing)}. "
+                f"Run `mvd-offline extract {self.root}`, which makes only these."
+            )
+        records = {
+            name: [self._present_record(name, shard) for shard in range(self.shard_count)] for name in self.columns
+        }
+        data = table_bytes(build_table(self.header, records))
+        seal = SealRecord(
+            store_id=self.store_id,
+            columns={name: spec.column_id for name, spec in self.header.columns.items()},
+            size=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+        )
+        with atomic.folder_lock(self.root):
+            publish_column_files(self.root, self.header)
+            if not (holds(self.index_path, data) and holds(self.seal_path, seal.to_bytes())):
+                atomic.remove_file(self.seal_path)
+                atomic.publish_bytes(self.index_path, data)
+                atomic.publish_bytes(self.seal_path, seal.to_bytes())
+        self.refresh()
+
+    def _present_record(self, column: str, shard: int) -> CommitRecord:
+        record, path = self.record(column, shard), self.shard_path(column, shard)
+        size = path.stat().st_size if path.exists() else None
+        if size != record.size:
+            found = "is gone" if size is None else f"has {size} bytes, its record says {record.size}"
+            raise CorruptionError(f"column {column}, shard {shard}: {path} {found}. {REPAIR_SHARD}")
+        return record
+
+    # ---- reading -------------------------------------------------------------------------------------------------
+
+    def read(self, view_ids: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """Targets of these views, in this order: column to (len(view_ids), N, D) in the codec's dtype.
+
+        float32 and float16 come as they are, bfloat16 as uint16 bit patterns (see `codecs`).
+
+        Raises:
+            MissingRowError: a view has no target; never zeros instead.
+            CorruptionError: stored bytes do not match their checksum.
+        """
+        ids = np.asarray(view_ids, np.int64).reshape(-1)
+        return {name: self._reader.rows(self.status(name), ids) for name in self.checked_columns(columns)}
+
+    def read_tokens(
+        self, column: str, view_ids: Sequence[int] | NDArray[Any], token_index: NDArray[Any]
+    ) -> NDArray[Any]:
+        """Some tokens of each view: (B, M, D) in the codec's dtype, for `token_index` (B, M).
+
+        Raises like `read`; a row is read and checked whole before its tokens are taken.
+        """
+        (column,) = self.checked_columns([column])
+        ids, tokens = np.asarray(view_ids, np.int64).reshape(-1), np.asarray(token_index, np.int64)
+        return self._reader.tokens(self.status(column), ids, tokens)
+
+    def status(self, column: str) -> ColumnIndex:
+        """The column's ledger as arrays. A column that is not sealed shows what is committed so far."""
+        (column,) = self.checked_columns([column])
+        if column not in self._indices:
+            if self.is_indexed(column):
+                table = self._index_table
+            else:
+                records = [self.record(column, shard) for shard in sorted(self.committed(column))]
+                table = build_table(self.header, {column: records})
+            self._indices[column] = column_index(table, self.header, column)
+        return self._indices[column]
+
+    def ok_rows(self, columns: Sequence[str] | None = None) -> NDArray[np.int64]:
+        """Views that have a target in all of these columns, ascending."""
+        ok = np.ones(self.header.rows, bool)
+        for name in self.checked_columns(columns):
+            ok &= self.status(name).ok
+        return np.flatnonzero(ok).astype(np.int64)
+
+    def pixels_of(self, view_id: int) -> RowRecord:
+        """A record of this view with the hash of its pixels and who decoded them: from the first column that has it."""
+        records = [self.status(name).row(view_id) for name in self.columns]
+        return next((record for record in records if record.status == "ok"), records[0])
+
+    def pixel_hash(self, view_id: int) -> str:
+        """xxh3 (hex) of the pixels that the teachers saw; empty for a view without target."""
+        return self.pixels_of(view_id).pixels
+
+    @cached_property
+    def _index_table(self) -> pa.Table:
+        assert self.seal_record is not None
+        return read_table(read_file(self.index_path), self.header, self.seal_record)
