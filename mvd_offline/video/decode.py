@@ -105,11 +105,10 @@ def decode(path: str | Path, indices: Sequence[int], *, reader: Reader | None = 
         reader = "decord" if read_packet_index(path).seeks_exactly else "pyav"
     failure: VideoError | None = None
     if reader == "decord":
-        try:
-            frames = _decode_with_decord(path, wanted)
-            return Decoded(_in_order(frames, inverse), decoder_version("decord"))
-        except VideoError as error:
-            failure = error
+        result = _decode_with_decord(path, wanted)
+        if not isinstance(result, VideoError):
+            return Decoded(_in_order(result, inverse), decoder_version("decord"))
+        failure = result
     try:
         frames = _decode_with_pyav(path, wanted)
     except VideoError as error:
@@ -120,16 +119,17 @@ def decode(path: str | Path, indices: Sequence[int], *, reader: Reader | None = 
 # ---- decord --------------------------------------------------------------------------------------------------------
 
 
-def _decode_with_decord(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
+def _decode_with_decord(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uint8] | VideoError:
+    """Returns its error, without the traceback that would keep decord's reader, its file and its thread alive."""
     decord = _decord()
     reader = None
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         return reader.get_batch(wanted.tolist()).asnumpy()
     except (decord.DECORDError, RuntimeError, IndexError, AssertionError, StopIteration) as error:
-        raise VideoError(str(path), clean_reason(str(error), path), decoder=decoder_version("decord")) from None
+        return VideoError(str(path), clean_reason(str(error), path), decoder=decoder_version("decord"))
     finally:
-        del reader  # closes the file and ends decord's decoding thread now, not at some later collection
+        del reader  # closes the file now, not at some later collection
 
 
 def _decord_agrees(path: Path, index: PacketIndex) -> bool:
