@@ -1,0 +1,377 @@
+"""Recipes: every one that ships, and how a recipe is loaded, overridden, refused and saved."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mvd_offline.errors import RecipeError
+from mvd_offline.recipe import (
+    DistillRecipe,
+    FinetuneRecipe,
+    PretrainRecipe,
+    dump_recipe,
+    load_distill,
+    load_finetune,
+    load_pretrain,
+    load_recipe,
+    recipe_header,
+    section_hash,
+    shipped_recipes,
+)
+
+SHIPPED = sorted(shipped_recipes())
+FULL = [name for name in SHIPPED if not name.startswith("smoke/")]
+TWINS = [name for name in SHIPPED if name.startswith("smoke/")]
+
+# name: (peak, floor, clips a step, micro-batch, trained epochs, schedule, drop path,
+#        (decoder depth, width, heads), teachers' precision aside: image teacher's input side)
+DISTILL = {
+    "vit_s_from_vit_b_k400": (6e-4, 4e-4, 1024, 16, 400, 401, 0.1, (2, None, None), None),
+    "vit_s_from_vit_l_k400": (6e-4, 4e-4, 1024, 16, 400, 401, 0.1, (2, None, None), None),
+    "vit_b_from_vit_b_k400": (6e-4, 4e-4, 1024, 16, 400, 401, 0.1, (2, None, None), None),
+    "vit_b_from_vit_l_k400": (6e-4, 4e-4, 1024, 8, 400, 401, 0.1, (2, None, None), None),
+    "vit_l_from_vit_l_k400": (3e-4, 2e-4, 512, 8, 400, 401, 0.1, (4, 512, 8), None),
+    "vit_l_from_vit_l_k400_800e": (3e-4, 2e-5, 512, 8, 800, 801, 0.1, (4, 512, 8), None),
+    "vit_h_from_vit_h_k400_800e": (3e-4, 2e-5, 512, 8, 800, 801, 0.2, (8, 640, 8), 196),
+}
+
+# name: (peak, floor, batch, trained epochs, schedule, decoder (depth, width, heads), mask, patch)
+PRETRAIN = {
+    "mae_vit_b": (2.4e-3, 0.0, 4096, 1600, 1600, (8, 512, 16), ("random", 0.75), 16),
+    "mae_vit_l": (2.4e-3, 0.0, 4096, 1600, 1600, (8, 512, 16), ("random", 0.75), 16),
+    "mae_vit_h": (2.4e-3, 0.0, 4096, 1600, 1600, (8, 512, 16), ("random", 0.75), 14),
+    "videomae_vit_s_k400": (6e-4, 4e-5, 1024, 1600, 1601, (4, 192, 3), ("tube", 0.9), 16),
+    "videomae_vit_b_k400": (1.2e-3, 8e-5, 2048, 1600, 1601, (4, 384, 6), ("tube", 0.9), 16),
+    "videomae_vit_l_k400": (3e-4, 2e-5, 512, 1600, 1601, (12, 512, 8), ("tube", 0.9), 16),
+    "videomae_vit_h_k400": (6e-4, 4e-5, 1024, 1600, 1601, (12, 640, 8), ("tube", 0.9), 16),
+}
+
+# name: (peak, floor, videos a step, epochs, layer decay, drop path, head dropout, segments, classes)
+FINETUNE = {
+    "vit_s_k400": (7.5e-4, 1.5e-6, 384, 150, 0.75, 0.1, 0.0, 5, 400),
+    "vit_b_k400": (7.5e-4, 1.5e-6, 384, 75, 0.75, 0.1, 0.0, 5, 400),
+    "vit_l_k400": (2e-3, 2e-6, 512, 50, 0.75, 0.3, 0.5, 5, 400),
+    "vit_h_k400": (1e-3, 1e-6, 256, 50, 0.75, 0.3, 0.5, 5, 400),
+    "vit_s_ssv2": (1.5e-3, 1.5e-6, 384, 40, 0.7, 0.1, 0.0, 2, 174),
+    "vit_b_ssv2": (7.5e-4, 1.5e-6, 384, 30, 0.75, 0.1, 0.0, 2, 174),
+    "vit_l_ssv2": (5e-4, 1e-6, 256, 30, 0.75, 0.3, 0.5, 2, 174),
+    "vit_h_ssv2": (2.5e-4, 5e-6, 128, 30, 0.75, 0.3, 0.5, 2, 174),
+    "vit_s_ucf101": (2.5e-4, 5e-6, 128, 100, 0.7, 0.2, 0.5, 5, 101),
+    "vit_b_ucf101": (2.5e-4, 5e-6, 128, 100, 0.7, 0.2, 0.5, 5, 101),
+    "vit_l_ucf101": (2.5e-4, 5e-6, 128, 100, 0.7, 0.3, 0.5, 5, 101),
+    "vit_h_ucf101": (2.5e-4, 5e-6, 128, 100, 0.7, 0.3, 0.5, 5, 101),
+    "vit_s_hmdb51": (5e-4, 5e-6, 128, 50, 0.7, 0.2, 0.5, 5, 51),
+    "vit_b_hmdb51": (5e-4, 5e-6, 128, 50, 0.7, 0.2, 0.5, 5, 51),
+    "vit_l_hmdb51": (5e-4, 5e-6, 128, 50, 0.7, 0.3, 0.5, 5, 51),
+    "vit_h_hmdb51": (5e-4, 5e-6, 128, 50, 0.7, 0.3, 0.5, 5, 51),
+}
+
+# What a header must quote: the published numbers of each row.
+PUBLISHED = {
+    "distill/vit_s_from_vit_b_k400": ("80.6", "94.7", "70.7", "92.6"),
+    "distill/vit_s_from_vit_l_k400": ("81.0", "94.8", "70.9", "92.8"),
+    "distill/vit_b_from_vit_b_k400": ("82.7", "95.4", "72.5", "93.6", "97.0", "76.4"),
+    "distill/vit_b_from_vit_l_k400": ("83.4", "95.8", "73.7", "94.0", "97.5", "79.7"),
+    "distill/vit_l_from_vit_l_k400": ("86.0", "96.9", "76.1", "95.4"),
+    "distill/vit_l_from_vit_l_k400_800e": ("86.4", "97.0", "76.7", "95.5"),
+    "distill/vit_h_from_vit_h_k400_800e": ("87.2", "87.3", "97.4", "77.3", "95.7"),
+    "finetune/vit_s_k400": ("80.6", "81.0"),
+    "finetune/vit_b_k400": ("82.7", "83.4"),
+    "finetune/vit_l_k400": ("86.0", "86.4"),
+    "finetune/vit_h_k400": ("87.2", "87.3"),
+    "finetune/vit_s_ssv2": ("70.7", "70.9"),
+    "finetune/vit_b_ssv2": ("72.5", "73.7"),
+    "finetune/vit_l_ssv2": ("76.1", "76.7"),
+    "finetune/vit_h_ssv2": ("77.3",),
+    "finetune/vit_b_ucf101": ("97.0", "97.5"),
+    "finetune/vit_b_hmdb51": ("76.4", "79.7"),
+    "pretrain/videomae_vit_s_k400": ("79.0", "66.4"),
+    "pretrain/videomae_vit_b_k400": ("81.5", "69.7"),
+    "pretrain/videomae_vit_l_k400": ("85.2", "74.0"),
+    "pretrain/videomae_vit_h_k400": ("86.6",),
+}
+
+
+def header_of(name: str) -> str:
+    return "\n".join(recipe_header(shipped_recipes()[name].read_text(encoding="utf-8")))
+
+
+# ---- what ships --------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_this_file_name_every_recipe_that_ships() -> None:
+    expected = (
+        [f"distill/{n}" for n in DISTILL] + [f"pretrain/{n}" for n in PRETRAIN] + [f"finetune/{n}" for n in FINETUNE]
+    )
+
+    assert sorted(expected) == FULL
+
+
+def test_every_recipe_has_a_tiny_twin_of_the_same_kind_and_path() -> None:
+    assert sorted(f"smoke/{name.replace('/', '_')}" for name in FULL) == TWINS
+    for name in FULL:
+        full, twin = load_recipe(name), load_recipe(f"smoke/{name.replace('/', '_')}")
+        assert type(full) is type(twin)
+        if isinstance(full, DistillRecipe) and isinstance(twin, DistillRecipe):
+            assert full.loss == twin.loss
+            assert full.mask == twin.mask
+            assert full.active_teachers == twin.active_teachers
+            assert full.store.codec == twin.store.codec
+            assert full.student.checkpoint_activations == twin.student.checkpoint_activations
+            assert (full.student.decoder.width is None) == (twin.student.decoder.width is None)
+        elif isinstance(full, PretrainRecipe) and isinstance(twin, PretrainRecipe):
+            assert (full.method, full.mask) == (twin.method, twin.mask)
+        elif isinstance(full, FinetuneRecipe) and isinstance(twin, FinetuneRecipe):
+            assert full.clip.sampling == twin.clip.sampling
+            assert full.augment == twin.augment
+            assert full.optim.layer_decay == twin.optim.layer_decay
+
+
+def test_a_twin_accumulates_gradients_exactly_where_the_recipe_does() -> None:
+    # The recipe's processes are 32 (distill); a twin runs in one.
+    for name in DISTILL:
+        full, twin = load_distill(f"distill/{name}"), load_distill(f"smoke/distill_{name}")
+        assert full.optim.batch_size // (full.optim.micro_batch_size * 32) == (
+            twin.optim.batch_size // twin.optim.micro_batch_size
+        )
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_is_tiny(name: str) -> None:
+    recipe = load_recipe(name)
+    clip = recipe.clip if isinstance(recipe, FinetuneRecipe) else recipe.view
+    model = recipe.student if isinstance(recipe, DistillRecipe) else recipe.model
+
+    assert clip.image_size <= 64
+    assert clip.frames <= 8
+    assert model.width is not None
+    assert model.width <= 64
+    assert model.width % 16 == 0, "sine-cosine positions along three axes need a width that 16 divides"
+    assert recipe.optim.batch_size <= 8
+    assert recipe.training.precision == "no"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_opens_with_its_row_hardware_and_commands(name: str) -> None:
+    lines = recipe_header(shipped_recipes()[name].read_text(encoding="utf-8"))
+
+    assert len(lines[0]) > 20
+    assert lines[1] == ""
+    assert any(line.startswith("Hardware") for line in lines)
+    commands = [line for line in lines[lines.index("Commands:") :] if "mvd" in line]
+    assert any(name in line for line in commands), "the commands must run this very recipe"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_header_quotes_the_published_numbers(name: str) -> None:
+    header = header_of(name)
+
+    for number in PUBLISHED[name]:
+        assert number in header
+
+
+@pytest.mark.parametrize("name", [n for n in FULL if n not in PUBLISHED])
+def test_a_recipe_without_a_published_row_says_so(name: str) -> None:
+    header = header_of(name)
+
+    assert "no published" in header
+    if name.startswith("finetune/"):
+        assert "Carried over from finetune/vit_b_" in header
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_a_fine_tuning_header_says_which_augmentations_are_missing(name: str) -> None:
+    header = header_of(f"finetune/{name}")
+
+    for word in (
+        "random resized crop",
+        "label smoothing",
+        "RandAugment",
+        "random erasing",
+        "mixup",
+        "CutMix",
+        "repeated",
+    ):
+        assert word in header
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_survives_saving_and_loading(name: str) -> None:
+    recipe = load_recipe(name)
+
+    assert load_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+    assert recipe.name == (name.replace("/", "_") if name in TWINS else name.partition("/")[2])
+
+
+# ---- the numbers of the papers and their scripts -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DISTILL)
+def test_distillation_settings_are_those_of_the_released_scripts(name: str) -> None:
+    peak, floor, batch, micro, trained, schedule, drop_path, decoder, image_side = DISTILL[name]
+    recipe = load_distill(f"distill/{name}")
+    optim, student = recipe.optim, recipe.student
+
+    assert optim.peak_lr == pytest.approx(peak, rel=1e-12)
+    assert optim.floor_lr == pytest.approx(floor, rel=1e-12)
+    assert (optim.batch_size, optim.micro_batch_size) == (batch, micro)
+    assert (optim.epochs, optim.stop_after_epochs, optim.warmup_epochs) == (schedule, trained, 40)
+    assert (optim.weight_decay, optim.betas, optim.eps, optim.clip_grad_norm) == (0.05, (0.9, 0.95), 1e-8, None)
+    assert student.drop_path == drop_path
+    assert (student.decoder.depth, student.decoder.width, student.decoder.heads) == decoder
+    assert student.checkpoint_activations == name.startswith("vit_h")
+    assert recipe.teachers["image"].image_size == image_side
+    assert recipe.teachers["video"].image_size is None
+    assert (recipe.view.frames, recipe.view.stride, recipe.view.grid.num_tokens) == (16, 4, 1568)
+    assert (recipe.mask.kind, recipe.mask.ratio) == ("tube", 0.9)
+    assert (recipe.loss.kind, recipe.loss.beta, recipe.loss.normalize_targets) == ("smooth_l1", 1.0, False)
+    assert recipe.loss.weights == {"image": 1.0, "video": 1.0}
+    assert recipe.quirks.decay_mask_tokens
+
+
+@pytest.mark.parametrize("teacher", ["b", "l"])
+def test_students_of_the_same_teachers_share_a_store(teacher: str) -> None:
+    recipes = [load_distill(f"distill/{name}") for name in DISTILL if f"from_vit_{teacher}" in name]
+
+    assert len(recipes) > 1
+    for recipe in recipes[1:]:
+        assert recipe.view == recipes[0].view
+        assert recipe.teachers == recipes[0].teachers
+        assert recipe.store == recipes[0].store
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining_settings_are_those_of_mae_and_videomae(name: str) -> None:
+    peak, floor, batch, trained, schedule, decoder, mask, patch = PRETRAIN[name]
+    recipe = load_pretrain(f"pretrain/{name}")
+    optim = recipe.optim
+
+    assert recipe.method == name.partition("_")[0]
+    assert optim.peak_lr == pytest.approx(peak, rel=1e-12)
+    assert optim.floor_lr == pytest.approx(floor, rel=1e-12)
+    assert (optim.batch_size, optim.epochs, optim.stop_after_epochs or optim.epochs) == (batch, schedule, trained)
+    assert (optim.warmup_epochs, optim.weight_decay, optim.betas) == (40, 0.05, (0.9, 0.95))
+    assert (recipe.model.decoder.depth, recipe.model.decoder.width, recipe.model.decoder.heads) == decoder
+    assert (recipe.mask.kind, recipe.mask.ratio) == mask
+    assert recipe.view.patch_size == patch
+    assert recipe.model.drop_path == 0.0
+    assert recipe.normalize_targets
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_settings_are_those_of_the_released_scripts(name: str) -> None:
+    peak, floor, batch, epochs, decay, drop_path, dropout, segments, classes = FINETUNE[name]
+    recipe = load_finetune(f"finetune/{name}")
+    optim, something = recipe.optim, name.endswith("ssv2")
+
+    assert optim.peak_lr == pytest.approx(peak, rel=1e-12)
+    assert optim.floor_lr == pytest.approx(floor, rel=1e-12)
+    assert (optim.batch_size, optim.epochs, optim.warmup_epochs, optim.layer_decay) == (batch, epochs, 5, decay)
+    assert (optim.weight_decay, optim.betas, optim.clip_grad_norm) == (0.05, (0.9, 0.999), None)
+    assert (recipe.model.drop_path, recipe.model.head_dropout, recipe.model.classes) == (drop_path, dropout, classes)
+    assert (recipe.evaluation.segments, recipe.evaluation.crops) == (segments, 3)
+    assert recipe.clip.sampling == ("uniform" if something else "dense")
+    assert recipe.augment.flip == (0 if something else 0.5)
+    assert recipe.label_smoothing == 0.1
+
+
+# ---- loading, overriding, refusing -------------------------------------------------------------------------------
+
+MINIMAL = {"kind": "distill", "name": "x", "teachers": {"image": {"weights": "random:vit_tiny"}}}
+
+
+def test_overrides_reach_any_depth_and_read_yaml_values() -> None:
+    recipe = load_distill(
+        MINIMAL,
+        ["optim.base_lr=1e-3", "student.decoder.depth=3", "view.crop=center", "loss.weights={image: 0.5}"],
+    )
+
+    assert recipe.optim.base_lr == 1e-3
+    assert recipe.student.decoder.depth == 3
+    assert recipe.view.crop == "center"
+    assert recipe.loss.weights == {"image": 0.5}
+
+
+def test_overrides_leave_the_given_mapping_alone() -> None:
+    given = {**MINIMAL, "optim": {"epochs": 5}}
+
+    load_recipe(given, ["optim.epochs=7"])
+
+    assert given["optim"] == {"epochs": 5}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.epoch=3", r"optim\.epoch is no known key; did you mean epochs\?"),
+        ("teachers.image.weight=3", r"teachers\.image\.weight is no known key; did you mean weights\?"),
+        ("views.frames=8", r"views is no known key; did you mean view\?"),
+        ("optim.epochs=-1", r"optim\.epochs: input should be greater than 0 \(found -1"),
+        ("view.crop=middle", r"view\.crop: .*'multiscale' or 'center'.*found 'middle'"),
+        ("view.frames=15", r"frames \(15\) is not a multiple of tubelet_size \(2\)"),
+        ("loss.weights={image: 0}", "no teacher has a loss weight above zero"),
+        ("kind=distil", "kind is 'distil'; allowed: distill, pretrain, finetune"),
+        ("optim", "write it as dotted.path=value"),
+        ("name.first=3", "name is a value, not a section"),
+        ("optim.betas=[0.9", "is not a YAML value"),
+    ],
+)
+def test_a_bad_override_is_refused_with_its_path_and_a_hint(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(MINIMAL, [override])
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(RecipeError, match="teachers is missing"):
+        load_recipe({"kind": "distill", "name": "x"})
+
+
+def test_an_unknown_name_suggests_the_nearest_recipes() -> None:
+    with pytest.raises(RecipeError, match="Did you mean distill/vit_s_from_vit_b_k400"):
+        load_recipe("distill/vit_s_from_vit_b_k40")
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+
+    with pytest.raises(RecipeError, match="a YAML mapping, not list"):
+        load_recipe(tmp_path / "list.yaml")
+    with pytest.raises(RecipeError, match="not readable as YAML"):
+        load_recipe(tmp_path / "broken.yaml")
+
+
+def test_a_yaml_file_cannot_build_python_objects(tmp_path: Path) -> None:
+    (tmp_path / "evil.yaml").write_text("!!python/object/apply:os.getcwd []\n")
+
+    with pytest.raises(RecipeError, match="not readable as YAML"):
+        load_recipe(tmp_path / "evil.yaml")
+
+
+def test_a_recipe_of_another_kind_is_refused() -> None:
+    with pytest.raises(RecipeError, match="this is a finetune recipe; a distill recipe is needed here"):
+        load_distill("finetune/vit_s_k400")
+    with pytest.raises(RecipeError, match="a pretrain recipe is needed here"):
+        load_pretrain("finetune/vit_s_k400")
+    with pytest.raises(RecipeError, match="a finetune recipe is needed here"):
+        load_finetune("pretrain/mae_vit_b")
+
+
+def test_a_teacher_of_weight_zero_is_not_active() -> None:
+    both = {**MINIMAL, "teachers": {"image": {"weights": "a"}, "video": {"weights": "b"}}}
+
+    assert load_distill(both).active_teachers == ("image", "video")
+    assert load_distill(both, ["loss.weights.image=0", "loss.weights.video=1"]).active_teachers == ("video",)
+
+
+def test_a_sections_hash_depends_on_its_values_alone() -> None:
+    recipe = load_distill(MINIMAL)
+
+    assert section_hash(recipe.view) == section_hash(load_distill(MINIMAL, ["view.stride=4"]).view)
+    assert section_hash(recipe.view) != section_hash(load_distill(MINIMAL, ["view.stride=2"]).view)
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_distill(MINIMAL).name = "y"  # type: ignore[misc]
