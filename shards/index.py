@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -109,24 +109,30 @@ class ColumnIndex:
 
 
 def build_table(header: StoreHeader, columns: Mapping[str, Iterable[CommitRecord]]) -> pa.Table:
-    """All records as one table; columns by name, rows by view_id."""
+    """Records as one table; each column's come by ascending shard, one at a time in memory."""
+    batches = [record_batch(record) for name in sorted(columns) for record in columns[name]]
+    return join_batches(header, sorted(columns), batches)
+
+
+def record_batch(record: CommitRecord) -> pa.RecordBatch:
+    """The rows of one record in the index's columns."""
     import pyarrow as pa
 
-    fields = _arrow_fields()
-    values: dict[str, list[Any]] = {name: [] for name, _ in fields}
-    for column in sorted(columns):
-        for record in sorted(columns[column], key=lambda record: record.shard):
-            for row in record.rows:
-                for name, value in {**row.to_json(), "column": column, "shard": record.shard}.items():
-                    values[name].append(value)
+    shared = {"column": record.column, "shard": record.shard}
+    return pa.RecordBatch.from_pylist([{**row.to_json(), **shared} for row in record.rows], schema=_arrow_schema())
+
+
+def join_batches(header: StoreHeader, columns: Sequence[str], batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    """The table of these batches, which come by column and shard."""
+    import pyarrow as pa
+
+    table = pa.Table.from_batches(batches, schema=_arrow_schema()).combine_chunks()
     identity = {
         "schema_version": SCHEMA_VERSION,
         "store_id": header.store_id,
-        "columns": {name: header.columns[name].column_id for name in sorted(columns)},
+        "columns": {name: header.columns[name].column_id for name in columns},
     }
-    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
-    schema = schema.with_metadata({_METADATA_KEY: canonical_json(identity)})
-    return pa.Table.from_pydict(values, schema=schema)
+    return table.replace_schema_metadata({_METADATA_KEY: canonical_json(identity)})
 
 
 def table_bytes(table: pa.Table) -> bytes:
@@ -193,18 +199,19 @@ def column_index(table: pa.Table, header: StoreHeader, column: str) -> ColumnInd
     )
 
 
-def _arrow_fields() -> list[tuple[str, Any]]:
+def _arrow_schema() -> pa.Schema:
     import pyarrow as pa
 
-    return [
-        ("column", pa.string()),
-        ("view_id", pa.int64()),
-        ("shard", pa.int32()),
-        ("status", pa.string()),
-        ("detail", pa.string()),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("crc32c", pa.uint32()),
-        ("pixels", pa.string()),
-        ("decoder", pa.string()),
-    ]
+    kinds = {
+        "column": pa.string(),
+        "view_id": pa.int64(),
+        "shard": pa.int32(),
+        "status": pa.string(),
+        "detail": pa.string(),
+        "offset": pa.int64(),
+        "length": pa.int64(),
+        "crc32c": pa.uint32(),
+        "pixels": pa.string(),
+        "decoder": pa.string(),
+    }
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])

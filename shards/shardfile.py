@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -145,15 +146,37 @@ def check_file(path: Path, record: CommitRecord, layout: ShardLayout) -> list[Fa
 
     Reads the file once (and its framing again), one row in memory at a time.
     """
+    with _opened(path, record) as (descriptor, faults):
+        if descriptor is not None:
+            faults += _content_faults(descriptor, record, layout)
+            faults += _framing_faults(descriptor, record, layout)
+        return faults
+
+
+def check_rows(path: Path, record: CommitRecord, rows: Sequence[RowRecord], layout: ShardLayout) -> list[Fault]:
+    """Compare a shard file's size, and the payloads of some of its rows, to its record."""
+    with _opened(path, record) as (descriptor, faults):
+        if descriptor is not None:
+            for row in rows:
+                if problem := _payload_problem(os.pread(descriptor, row.length, row.offset), row, layout):
+                    faults.append(Fault(row.view_id, problem))
+        return faults
+
+
+@contextlib.contextmanager
+def _opened(path: Path, record: CommitRecord) -> Iterator[tuple[int | None, list[Fault]]]:
+    """A descriptor of a file that exists with the right size; otherwise None, and the fault."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        return [Fault(None, f"the file {record.file} is gone")]
+        yield None, [Fault(None, f"the file {record.file} is gone")]
+        return
     try:
         size = os.fstat(descriptor).st_size
-        if size != record.size:
-            return [Fault(None, f"the file {record.file} has {size} bytes, its record says {record.size}")]
-        return [*_content_faults(descriptor, record, layout), *_framing_faults(descriptor, record, layout)]
+        if size == record.size:
+            yield descriptor, []
+        else:
+            yield None, [Fault(None, f"the file {record.file} has {size} bytes, its record says {record.size}")]
     finally:
         os.close(descriptor)
 
@@ -167,7 +190,7 @@ def forget_cached_pages(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_row(payload: bytes, row: RowRecord, layout: ShardLayout) -> str | None:
+def _payload_problem(payload: bytes, row: RowRecord, layout: ShardLayout) -> str | None:
     """What is wrong with a row's payload; None when nothing is."""
     if google_crc32c.value(payload) != row.crc32c:
         return "the payload does not match its crc32c"
@@ -189,7 +212,7 @@ def _content_faults(descriptor: int, record: CommitRecord, layout: ShardLayout) 
         payload = os.pread(descriptor, row.length, row.offset)
         digest.update(payload)
         position = row.offset + row.length
-        if problem := check_row(payload, row, layout):
+        if problem := _payload_problem(payload, row, layout):
             faults.append(Fault(row.view_id, problem))
     for block in _blocks(descriptor, position, record.size):
         digest.update(block)

@@ -292,20 +292,24 @@ class Store:
         self.refresh()
 
     def withdraw(self, column: str, shard: int) -> bool:
-        """Take back a shard's commit, and the seal that covers it; `extract` then makes the shard again."""
-        if not self.record_path(column, shard).exists():
-            return False
-        if self._seal_covers(column):
-            atomic.remove_file(self.seal_path)
+        """Take back a shard's commit, and the seal that covers it; `extract` then makes the shard again.
+
+        Returns whether it was committed.
+        """
+        self._unseal(column)
+        committed = self.record_path(column, shard).exists()
         atomic.remove_file(self.record_path(column, shard))
         self.refresh()
-        return True
+        return committed
 
-    def _seal_covers(self, column: str) -> bool:
+    def _unseal(self, column: str) -> None:
+        """Remove a seal that covers the column: its index would be out of date."""
         try:
-            return self.seal_record is not None and column in self.seal_record.columns
+            covered = self.seal_record is not None and column in self.seal_record.columns
         except (CorruptionError, IdentityError):
-            return True  # a seal that cannot be read protects nothing
+            covered = True  # a seal that cannot be read protects nothing
+        if covered:
+            atomic.remove_file(self.seal_path)
 
     def reopen_rows(self, statuses: Sequence[str]) -> list[tuple[str, int]]:
         """Withdraw every shard that holds a row of one of these statuses; returns (column, shard) of each."""
@@ -349,7 +353,7 @@ class Store:
                 f"Run `mvd-offline extract {self.root}`, which makes only these."
             )
         records = {
-            name: [self._present_record(name, shard) for shard in range(self.shard_count)] for name in self.columns
+            name: (self._present_record(name, shard) for shard in range(self.shard_count)) for name in self.columns
         }
         data = table_bytes(build_table(self.header, records))
         seal = SealRecord(
@@ -406,7 +410,7 @@ class Store:
             if self.is_indexed(column):
                 table = self._index_table
             else:
-                records = [self.record(column, shard) for shard in sorted(self.committed(column))]
+                records = (self.record(column, shard) for shard in sorted(self.committed(column)))
                 table = build_table(self.header, {column: records})
             self._indices[column] = column_index(table, self.header, column)
         return self._indices[column]
