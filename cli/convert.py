@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -54,6 +55,8 @@ def convert(
         return
     typer.echo(f"{converted.layout} -> {to.value}: {converted.tensors} tensors in {converted.out}")
     if converted.dropped:
-        typer.echo(f"left out, the target has no place for them: {', '.join(converted.dropped)}")
+        counts = Counter(name.split(".")[0] for name in converted.dropped)
+        shown = ", ".join(f"{name} ({count})" for name, count in counts.items())
+        typer.echo(f"left out, the target has no place for them: {shown} tensors")
     for note in converted.notes:
         typer.echo(f"note: {note}")

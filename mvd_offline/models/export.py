@@ -230,9 +230,11 @@ def _videomae(
     state = split_qkv_bias(checkpoint.state)
     positions = sizes.positions or checkpoint.positions or "sincos_3d"
     grid = _clip_grid(checkpoint, sizes, config)
-    model = {"videomae_pretrain": "VideoMAEForPreTraining", "classifier": "VideoMAEForVideoClassification"}.get(
-        checkpoint.layout, "VideoMAEModel"
-    )
+    model = "VideoMAEModel"
+    if "encoder_to_decoder.weight" in state:
+        model = "VideoMAEForPreTraining"
+    elif checkpoint.layout == "classifier":
+        model = "VideoMAEForVideoClassification"
     if checkpoint.layout == "mvd_student":
         kept = ("patch_embed.", "blocks.", "norm.")
         converted.dropped = sorted(name for name in state if not name.startswith(kept))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from mvd_offline.models.checkpoints import (
     read_checkpoint,
     weights_sha256,
 )
-from mvd_offline.models.image_encoder import ImageEncoder, init_for_mae
+from mvd_offline.models.image_encoder import ImageEncoder, image_position_table, init_for_mae
 from mvd_offline.models.inputs import IMAGENET_MEAN, IMAGENET_STD, front_frames
 from mvd_offline.models.positions import Positions
 from mvd_offline.models.vit import ARCHS, Arch, VideoEncoder, init_for_pretraining
@@ -197,6 +198,7 @@ def load_teacher(
         raise CheckpointError(
             f"{path}: tubelet_size={tubelet_size} was given; the weights' is {checkpoint.tubelet_size}"
         )
+    stored_size = _stored_image_size(checkpoint)
     tubelet_size = (tubelet_size or 2) if kind == "image" else checkpoint.tubelet_size
     with torch.device("meta"):
         teacher = _build(
@@ -204,7 +206,7 @@ def load_teacher(
             checkpoint.arch(heads),
             patch_size=checkpoint.patch_size,
             tubelet_size=tubelet_size,
-            image_size=image_size or checkpoint.image_size or _stored_image_size(checkpoint) or DEFAULT_IMAGE_SIZE,
+            image_size=image_size or checkpoint.image_size or stored_size or DEFAULT_IMAGE_SIZE,
             frames=frames or checkpoint.frames or DEFAULT_FRAMES,
             any_size=image_size is None and frames is None,
             positions=positions or checkpoint.positions or "interleaved_1d",
@@ -317,9 +319,21 @@ def _build(
 
 
 def _stored_image_size(checkpoint: Checkpoint) -> int | None:
-    """Side in pixels of the images that a MAE file's position table is for."""
+    """Side in pixels of the images that a MAE file's position table is for.
+
+    Raises:
+        CheckpointError: a table that is not MAE's. The teacher recomputes positions for its grid, as MVD does, so a
+            model with learned positions would silently become another one.
+    """
     table = checkpoint.state.get("pos_embed")
     if checkpoint.layout != "mae" or table is None:
         return None
-    side = round((table.shape[1] - 1) ** 0.5)
-    return side * checkpoint.patch_size if side * side == table.shape[1] - 1 else None
+    side = math.isqrt(table.shape[1] - 1)
+    if side * side == table.shape[1] - 1:
+        computed = image_position_table(table.shape[2], side, side)
+        if torch.allclose(table, computed, rtol=0.0, atol=2e-3):
+            return side * checkpoint.patch_size
+    raise CheckpointError(
+        f"{checkpoint.source}: pos_embed of shape {tuple(table.shape)} is not MAE's 2-D sine-cosine table with a class "
+        "token; image teachers are MAE models, whose positions are recomputed and not loaded"
+    )
