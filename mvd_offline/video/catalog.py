@@ -31,7 +31,7 @@ class Video:
 
     `label` is -1 where none is known. `width` and `height` are pixels as displayed, after rotation. `status` is one of
     `STATUSES`, `detail` its reason (no folders of the machine that scanned). `decoder` is the reader that is exact for
-    this file (`decord` or `pyav`), empty for files that cannot be read.
+    this file (`decord` or `pyav`), empty for files that cannot be read, as is `sha256`.
     """
 
     video_id: str

@@ -13,14 +13,14 @@ from pathlib import Path
 from pebble import ProcessExpired, ProcessPool
 
 from mvd_offline.errors import VideoError
-from mvd_offline.video.decode import VideoInfo
+from mvd_offline.video.decode import VideoInfo, clean_reason
 
 Probe = Callable[[Path], VideoInfo]
 
 
 @dataclass(frozen=True)
 class Examined:
-    """What examining a file gave: `info` if its status is `"ok"`, else a reason; the file's sha256 if it was read."""
+    """What examining a file gave: `info` and the file's sha256 if its status is `"ok"`, else a reason in `detail`."""
 
     status: str
     info: VideoInfo | None = None
@@ -68,11 +68,12 @@ def file_sha256(path: Path) -> str:
 
 def _examine(path: Path, probe: Probe) -> Examined:
     try:
-        info = probe(path)
+        return Examined("ok", probe(path), sha256=file_sha256(path))
     except VideoError as error:
-        digest = file_sha256(path) if path.is_file() else ""
-        return Examined(error.status, detail=error.reason, sha256=digest)
-    return Examined("ok", info, sha256=file_sha256(path))
+        return Examined(error.status, detail=error.reason)
+    except Exception as error:
+        # Decoders raise many things on broken files; none of them is worth the other files of the scan.
+        return Examined("unreadable", detail=f"unexpected {type(error).__name__}: {clean_reason(str(error), path)}")
 
 
 def _result(future: Future[Examined], timeout_seconds: float) -> Examined:
@@ -82,8 +83,6 @@ def _result(future: Future[Examined], timeout_seconds: float) -> Examined:
         return Examined("timeout", detail=f"took longer than {timeout_seconds:g} s and was stopped")
     except ProcessExpired as error:
         return Examined("unreadable", detail=f"its decoder crashed ({_exit_name(error.exitcode)})")
-    except OSError as error:
-        return Examined("unreadable", detail=error.strerror or type(error).__name__)
 
 
 def _exit_name(code: int | None) -> str:

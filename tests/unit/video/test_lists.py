@@ -95,6 +95,7 @@ def test_csv_malformed_lines_are_named(line: str, tmp_path: Path) -> None:
         list_videos(write(tmp_path / "train.csv", f"ok.mp4 0\n{line}\n"))
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.from_regex(r"[a-z][a-z0-9 _]{0,8}[a-z]", fullmatch=True), st.integers(0, 999)), min_size=1)
 )
