@@ -352,10 +352,7 @@ class Store:
                 f"{self.root} cannot be sealed, shards are missing: {'; '.join(missing)}. "
                 f"Run `mvd-offline extract {self.root}`, which makes only these."
             )
-        records = {
-            name: (self._present_record(name, shard) for shard in range(self.shard_count)) for name in self.columns
-        }
-        data = table_bytes(build_table(self.header, records))
+        data = table_bytes(build_table(self.header, {name: self._present_records(name) for name in self.columns}))
         seal = SealRecord(
             store_id=self.store_id,
             columns={name: spec.column_id for name, spec in self.header.columns.items()},
@@ -370,13 +367,15 @@ class Store:
                 atomic.publish_bytes(self.seal_path, seal.to_bytes())
         self.refresh()
 
-    def _present_record(self, column: str, shard: int) -> CommitRecord:
-        record, path = self.record(column, shard), self.shard_path(column, shard)
-        size = path.stat().st_size if path.exists() else None
-        if size != record.size:
-            found = "is gone" if size is None else f"has {size} bytes, its record says {record.size}"
-            raise CorruptionError(f"column {column}, shard {shard}: {path} {found}. {REPAIR_SHARD}")
-        return record
+    def _present_records(self, column: str) -> Iterator[CommitRecord]:
+        """Every record of a column, whose shard file is there with the size that it says."""
+        for shard in range(self.shard_count):
+            record, path = self.record(column, shard), self.shard_path(column, shard)
+            size = path.stat().st_size if path.exists() else None
+            if size != record.size:
+                found = "is gone" if size is None else f"has {size} bytes, its record says {record.size}"
+                raise CorruptionError(f"column {column}, shard {shard}: {path} {found}. {REPAIR_SHARD}")
+            yield record
 
     # ---- reading -------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,9 @@ def plan_of(view_ids: Sequence[int], rows_per_shard: int) -> bytes:
     return sink.getvalue()
 
 
-def column_of(name: str = "video", *, codec: str = "float32", container: str = "zarr", width: int = WIDTH) -> ColumnSpec:
+def column_of(
+    name: str = "video", *, codec: str = "float32", container: str = "zarr", width: int = WIDTH
+) -> ColumnSpec:
     source = {"kind": name, "architecture": {"width": width}, "weights_sha256": "00" * 32, "mean": [0.485, 0.456]}
     return ColumnSpec(name=name, tokens=TOKENS, width=width, codec=codec, container=container, source=source)
 
