@@ -1,0 +1,204 @@
+"""`verify` finds what is wrong with a store, and says how to repair it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from small_stores import TOKENS, WIDTH, column_of, files_of, fill, new_store
+
+from mvd_offline.shards import NotAStoreError, Store, StoreError, open_store
+from mvd_offline.shards.verify import VerifyReport, verify, withdraw_damaged
+
+VIEWS = range(10)
+FAILED = {6: "unreadable"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    columns = [column_of("image", codec="float16", width=3), column_of("video")]
+    store = new_store(tmp_path / "store", columns, view_ids=VIEWS, rows_per_shard=4)
+    fill(store, FAILED)
+    store.seal()
+    return store
+
+
+def what(report: VerifyReport) -> str:
+    return "; ".join(f"{f.column} {f.shard} {f.row} {f.what} -> {f.repair}" for f in report.findings)
+
+
+def flip_bit(path: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("level", ["quick", "sample", "full"])
+def test_a_sound_store_has_no_findings(store: Store, level: str) -> None:
+    report = verify(store.root, level)
+    assert report.ok, what(report)
+    assert report.shards_checked == 6
+    assert report.rows_checked == {"quick": 0, "sample": 18, "full": 18}[level]
+
+
+def test_sample_reads_as_many_rows_of_each_column_as_asked(store: Store) -> None:
+    assert verify(store.root, "sample", sample_rows=3).rows_checked in (4, 5, 6)  # a failed row may be drawn
+
+
+def test_full_finds_a_flipped_bit_anywhere(store: Store) -> None:
+    """A bit in every byte of the small files, in one of 53 bytes of the others: eight bits in turn."""
+    missed = []
+    for name, content in files_of(store.root).items():
+        path = store.root / name
+        step = 1 if len(content) < 300 else 53
+        for position in range(0, len(content), step):
+            flip_bit(path, position, position % 8)
+            if verify(store.root, "full").ok:
+                missed.append((name, position))
+            path.write_bytes(content)
+    assert missed == []
+    assert verify(store.root, "full").ok
+
+
+def test_a_flipped_bit_in_a_payload_is_traced_to_its_row(store: Store) -> None:
+    flip_bit(store.shard_path("video", 1), store.status("video").row(5).offset + 7)
+    report = verify(store.root, "full")
+    assert "video 1 5 the payload does not match its crc32c" in what(report)
+    assert "--repair" in report.findings[0].repair
+    assert verify(store.root, "quick").ok
+
+
+def test_a_value_that_is_not_finite_is_found_even_where_checksums_hold(store: Store, monkeypatch) -> None:
+    from mvd_offline.shards import codecs, shardfile
+
+    monkeypatch.setattr(codecs, "_refuse_non_finite", lambda values, message: None)
+    monkeypatch.setattr(shardfile, "check_file", lambda *arguments: [])
+    from mvd_offline.shards import store as module
+
+    monkeypatch.setattr(module, "check_file", lambda *arguments: [])
+    import numpy as np
+
+    with store.write_shard("video", 0, replace=True) as writer:
+        for view in range(4):
+            writer.add(view, np.full((TOKENS, WIDTH), np.inf, np.float32), pixels=f"{view:016x}", decoder="d")
+    assert "values that are not finite" in what(verify(store.root, "full"))
+
+
+def damage(store: Store) -> dict[str, tuple[Callable[[], object], str]]:
+    shard, other = store.shard_path("video", 1), store.shard_path("video", 0)
+    record = store.record_path("video", 1)
+    return {
+        "truncated shard": (lambda: shard.write_bytes(shard.read_bytes()[:-1]), "video 1 None the file c.1.0.0 has"),
+        "deleted shard": (shard.unlink, "video 1 None the file c.1.0.0 is gone"),
+        "deleted record": (record.unlink, "1 of 3 shards are not committed, the first is shard 1"),
+        "record of another shard": (
+            lambda: shutil.copy(store.record_path("video", 0), record),
+            "video 1 None the commit record cannot be used",
+        ),
+        "record of another column": (
+            lambda: shutil.copy(store.record_path("image", 1), record),
+            "video 1 None the commit record cannot be used",
+        ),
+        "edited zarr.json": (
+            lambda: flip_bit(store.root / "video/zarr.json", 20),
+            "video/zarr.json is gone or altered",
+        ),
+        "deleted index": (store.index_path.unlink, "the index cannot be used"),
+        "deleted seal": (store.seal_path.unlink, "every shard is committed, but the store is not sealed"),
+        "deleted plan": (store.plan_path.unlink, "plan.parquet is gone"),
+        "deleted identity": ((store.root / "store.json").unlink, "store.json cannot be used"),
+        "extra shard": (lambda: shutil.copy(other, other.with_name("c.9.0.0")), "video/c.9.0.0 is no part"),
+        "extra record": (lambda: shutil.copy(record, record.with_name("000009.json")), "000009.json is no part"),
+        "abandoned file": (lambda: (store.root / "video/.tmp-c.1.0.0-00").touch(), "left behind by a killed writer"),
+    }
+
+
+CASES = [
+    "truncated shard",
+    "deleted shard",
+    "deleted record",
+    "record of another shard",
+    "record of another column",
+    "edited zarr.json",
+    "deleted index",
+    "deleted seal",
+    "deleted plan",
+    "deleted identity",
+    "extra shard",
+    "extra record",
+    "abandoned file",
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_quick_finds(store: Store, case: str) -> None:
+    act, expected = damage(store)[case]
+    act()
+    assert expected in what(verify(store.root, "quick"))
+
+
+def test_full_finds_shard_files_that_changed_places(store: Store) -> None:
+    first, second = (store.shard_path("video", shard).read_bytes() for shard in (0, 2))
+    assert len(first) != len(second) or first != second
+    store.shard_path("image", 0).write_bytes(store.shard_path("image", 1).read_bytes())
+    assert not verify(store.root, "full").ok
+
+
+def test_columns_whose_teachers_saw_other_pixels_are_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import small_stores
+
+    monkeypatch.setattr(small_stores, "hash_of", lambda view: f"{view + 77:016x}")
+    small_stores.write(store, "video", 2, replace=True)
+    store.seal()
+    assert "video 2 8 its teacher saw other pixels" in what(verify(store.root, "quick"))
+
+
+def test_the_repair_is_what_it_says(store: Store) -> None:
+    whole = files_of(store.root)
+    flip_bit(store.shard_path("video", 1), 3)
+    store.shard_path("image", 2).unlink()
+    flip_bit(store.record_path("video", 0), 30)
+    report = verify(store.root, "full")
+    assert withdraw_damaged(store.root, report) == [("image", 2), ("video", 0), ("video", 1)]
+    again = open_store(store.root, sealed=False)
+    fill(again, FAILED)
+    again.seal()
+    assert files_of(store.root) == whole
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "commits/index.json", "video/zarr.json"])
+def test_sealing_repairs_what_is_derived(store: Store, name: str) -> None:
+    whole = files_of(store.root)
+    flip_bit(store.root / name, 11)
+    assert "shards seal" in what(verify(store.root))
+    open_store(store.root, sealed=False).seal()
+    assert files_of(store.root) == whole
+
+
+def test_planning_again_repairs_the_identity(store: Store) -> None:
+    whole, plan = files_of(store.root), store.plan_path.read_bytes()
+    (store.root / "store.json").unlink()
+    store.plan_path.unlink()
+    from mvd_offline.shards import create_store
+
+    create_store(store.root, store.header, plan)
+    assert files_of(store.root) == whole
+
+
+def test_an_unfinished_store_says_what_is_missing(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "store", [column_of()], view_ids=VIEWS, rows_per_shard=4)
+    report = verify(store.root)
+    assert "3 of 3 shards are not committed" in what(report)
+    assert "mvd-offline extract" in what(report)
+
+
+def test_a_folder_without_store_cannot_be_checked(tmp_path: Path) -> None:
+    with pytest.raises(NotAStoreError):
+        verify(tmp_path)
+
+
+def test_an_unknown_level_is_refused(store: Store) -> None:
+    with pytest.raises(StoreError, match="known: quick, sample, full"):
+        verify(store.root, "deep")  # type: ignore[arg-type]
