@@ -247,8 +247,9 @@ def _read_folder(folder: Path) -> tuple[State, Mapping[str, Any]]:
 def _read_timm(name: str) -> State:
     import timm
 
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('.')[0]}*")[:5]) or "see timm.list_models('vit_*')"
+    known = timm.list_pretrained(f"{name.split('.')[0]}*")
+    if name not in known and not ("." not in name and timm.is_model(name)):
+        near = ", ".join(known[:5]) or "see timm.list_pretrained('vit_*')"
         raise CheckpointError(f"timm:{name}: timm {timm.__version__} has no such model; near it: {near}")
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()

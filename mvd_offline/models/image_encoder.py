@@ -13,7 +13,7 @@ from mvd_offline.models.vit import Arch, PatchEmbed, gather_tokens, make_blocks,
 
 @lru_cache(maxsize=16)
 def image_position_table(dim: int, h: int, w: int) -> Tensor:
-    """MAE's table with the class token's zero row first, shared between callers: float32 (1, 1 + h * w, D), CPU."""
+    """MAE's table with the class token's zero row first, shared between callers, never to be written: float32 (1, 1 + h * w, D), CPU."""
     return sincos_2d(dim, h, w, cls=True)[None]
 
 
@@ -31,7 +31,8 @@ class ImageEncoder(nn.Module):
         side = image_size // patch_size
         self.side = side
         self.cls_token = nn.Parameter(torch.zeros(1, 1, arch.width))
-        self.register_buffer("pos_embed", image_position_table(arch.width, side, side), persistent=save_positions)
+        table = image_position_table(arch.width, side, side).clone()
+        self.register_buffer("pos_embed", table, persistent=save_positions)
         self.patch_embed = PatchEmbed(arch.width, patch_size, None)
         self.blocks = make_blocks(arch, "fused", drop_path)
 

@@ -77,7 +77,7 @@ class Student(VideoEncoder):
             drop_path=self.drop_path,
             checkpoint_activations=self.checkpoint_activations,
         )
-        table = position_table("sincos_3d", self.decoder_arch.width, self.grid)
+        table = position_table("sincos_3d", self.decoder_arch.width, self.grid).clone()
         self.register_buffer(f"pos_embed_{short}", table)
         self.register_parameter(f"mask_token_{short}", nn.Parameter(torch.zeros(1, 1, self.decoder_arch.width)))
         self.add_module(f"down_{short}", nn.Linear(self.arch.width, self.decoder_arch.width))

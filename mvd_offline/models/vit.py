@@ -267,7 +267,8 @@ class VideoEncoder(nn.Module):
         self.arch, self.grid, self.positions = arch, grid, positions
         self.patch_size, self.tubelet_size = patch_size, tubelet_size
         self.checkpoint_activations = checkpoint_activations
-        self.register_buffer("pos_embed", position_table(positions, arch.width, grid), persistent=save_positions)
+        table = position_table(positions, arch.width, grid).clone()
+        self.register_buffer("pos_embed", table, persistent=save_positions)
         self.patch_embed = PatchEmbed(arch.width, patch_size, tubelet_size)
         self.blocks = make_blocks(arch, qkv_bias, drop_path)
 
