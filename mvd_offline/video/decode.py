@@ -1,8 +1,8 @@
 """Reading frames: decord where its random access is exact, PyAV elsewhere. Both run on one thread.
 
-decord addresses frames by number but seeks to a keyframe by the keyframe's position in *decoding* order. Where that is
-not its position in display order (open groups of pictures, edit lists) it returns a neighbouring frame without a word,
-so such files are read by PyAV. Where both readers can read a file exactly, their pixels are identical bit for bit.
+decord addresses frames by number but seeks to a keyframe by the keyframe's place in *decoding* order. Where that is not
+its place in display order (open groups of pictures, edit lists, AVI with B-frames) it returns another frame without a
+word, so such files are read by PyAV. Where both readers are exact, their pixels are identical bit for bit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.errors import VideoError
-from mvd_offline.video.packets import PacketIndex, open_best_stream, read_packet_index
+from mvd_offline.video.packets import PYAV, PacketIndex, read_packet_index
+from mvd_offline.video.pyav_reader import count_with_pyav, decode_with_pyav
 
 Reader = Literal["decord", "pyav"]
 
@@ -52,7 +53,7 @@ class Decoded:
 def decoder_version(reader: Reader) -> str:
     """`"decord 0.6.0"`, `"pyav 18.1.0"`."""
     if reader == "pyav":
-        return f"pyav {metadata.version('av')}"
+        return PYAV
     for package in ("decord", "eva-decord"):
         try:
             return f"{package} {metadata.version(package)}"
@@ -76,13 +77,21 @@ def probe(path: str | Path) -> VideoInfo:
         ends = decode(path, (0, frames - 1), reader=reader)
     except VideoError:
         # Some containers (XviD in AVI) hold packets that show no frame: count what really comes out.
-        frames = _count_with_pyav(path)
+        frames = _frames_that_come_out(path)
         if not 0 < frames < index.frames:
             raise
         ends = decode(path, (0, frames - 1), reader="pyav")
     height, width = ends.frames.shape[1:3]
     used: Reader = "pyav" if ends.decoder == decoder_version("pyav") else "decord"
     return VideoInfo(frames=frames, fps=index.fps, width=width, height=height, decoder=used)
+
+
+def _frames_that_come_out(path: Path) -> int:
+    """0 for a video that does not decode to its end: the error at hand then says more."""
+    try:
+        return count_with_pyav(path)
+    except VideoError:
+        return 0
 
 
 def decode(path: str | Path, indices: Sequence[int], *, reader: Reader | None = None) -> Decoded:
@@ -110,7 +119,7 @@ def decode(path: str | Path, indices: Sequence[int], *, reader: Reader | None = 
             return Decoded(_in_order(result, inverse), decoder_version("decord"))
         failure = result
     try:
-        frames = _decode_with_pyav(path, wanted)
+        frames = decode_with_pyav(path, wanted)
     except VideoError as error:
         raise (error if failure is None else _both(failure, error)) from None
     return Decoded(_in_order(frames, inverse), decoder_version("pyav"))
@@ -146,61 +155,6 @@ def _decord() -> Any:
 
     decord.logging.set_level(decord.logging.QUIET)
     return decord
-
-
-# ---- PyAV ----------------------------------------------------------------------------------------------------------
-
-
-def _decode_with_pyav(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Decodes from the first frame and counts: exact for any file, whatever its timestamps say."""
-    import av
-
-    remaining = set(wanted.tolist())
-    last, number = int(wanted[-1]), -1
-    frames: list[NDArray[np.uint8]] = []
-    tried = decoder_version("pyav")
-    try:
-        for number, frame in enumerate(_frames_with_pyav(path)):
-            if number in remaining:
-                if frame.is_corrupt:
-                    raise VideoError(str(path), "the frame is damaged", frame=number, decoder=tried)
-                frames.append(_upright(frame))
-            if number == last:
-                break
-    except av.FFmpegError as error:
-        reason = clean_reason(error.strerror or str(error), path)
-        raise VideoError(str(path), reason, frame=number + 1, decoder=tried) from None
-    if number < last:
-        raise VideoError(str(path), f"the video ends after {number + 1} frames", frame=last, decoder=tried)
-    if len({frame.shape for frame in frames}) > 1:
-        raise VideoError(str(path), "the frame size changes within the video", decoder=tried)
-    return np.stack(frames)
-
-
-def _count_with_pyav(path: Path) -> int:
-    """Frames of the whole video; 0 when it does not decode to its end."""
-    import av
-
-    number = 0
-    try:
-        for _ in _frames_with_pyav(path):
-            number += 1
-    except av.FFmpegError:
-        return 0
-    return number
-
-
-def _frames_with_pyav(path: Path) -> Iterator[Any]:
-    with open_best_stream(path) as (container, stream):
-        stream.codec_context.thread_count = 1
-        yield from container.decode(stream)
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    # rotation is counter-clockwise, in degrees, as the display matrix has it; decord applies it by itself.
-    pixels = frame.to_ndarray(format="rgb24")
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
 
 
 # ---- both ----------------------------------------------------------------------------------------------------------

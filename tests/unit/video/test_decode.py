@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle  # noqa: TID251 - errors cross process boundaries this way
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 
 from mvd_offline.errors import VideoError
+from mvd_offline.randomness import KeyedStream
 from mvd_offline.video import decode as decode_module
 from mvd_offline.video.decode import Reader, clean_reason, decode, decoder_version, probe
 from mvd_offline.video.packets import read_packet_index
-from mvd_offline.video.synthetic import encode
+from mvd_offline.video.pyav_reader import _frames_after_seek, _frames_from_start
+from mvd_offline.video.synthetic import draw_frames, encode
 
 READABLE = {
     "arm_wrestling.mp4": (280, 340, 256, "decord"),
@@ -26,6 +29,8 @@ READABLE = {
     "rotated_three_frames.mov": (3, 320, 568, "decord"),
     "ten_frames_h265.mp4": (10, 128, 128, "pyav"),
 }
+
+OPEN_GROUPS = "open-gop=1:keyint=12:scenecut=0:b-adapt=0"
 
 
 def sequential(path: Path) -> np.ndarray:
@@ -81,18 +86,35 @@ def test_both_readers_give_the_same_pixels_of_synthetic_videos(synthetic_videos:
     assert compared >= 8
 
 
-def test_open_groups_of_pictures_are_not_left_to_decord(tmp_path: Path) -> None:
-    path = tmp_path / "open.mp4"
+CONTAINERS = {
+    "closed groups in mp4": ("a.mp4", "libx264", {"g": "12", "bf": "2"}, "decord"),
+    "open groups in mkv": ("a.mkv", "libx264", {"bf": "2", "x264-params": OPEN_GROUPS}, "pyav"),
+    "open groups in mp4": ("a.mp4", "mpeg4", {"g": "12", "bf": "2"}, "pyav"),
+    "plain avi": ("a.avi", "mpeg4", {"g": "12", "bf": "0"}, "decord"),
+    "avi with reordered frames": ("a.avi", "mpeg4", {"g": "12", "bf": "2"}, "pyav"),
+    "avi with h264": ("a.avi", "libx264", {"g": "12", "bf": "2"}, "pyav"),
+    "mpeg program stream": ("a.mpg", "mpeg2video", {"g": "12", "bf": "2"}, "pyav"),
+    "mpeg transport stream": ("a.ts", "libx264", {"g": "12", "bf": "2"}, "pyav"),
+    "vp9 in webm": ("a.webm", "libvpx-vp9", {"g": "12", "deadline": "realtime", "cpu-used": "8"}, "decord"),
+}
+
+
+@pytest.mark.parametrize("case", CONTAINERS)
+def test_frames_have_the_same_number_in_every_container(case: str, tmp_path: Path) -> None:
+    name, codec, options, reader = CONTAINERS[case]
+    path = tmp_path / name
     with av.open(str(path), "w") as container:
-        options = {"threads": "1", "g": "8", "bf": "2", "x264-params": "open-gop=1:keyint=8:scenecut=0:b-adapt=0"}
-        stream = container.add_stream("libx264", rate=25, options=options)
-        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
-        for frame in noise(40):
+        stream = container.add_stream(codec, rate=25, options=options | {"threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in draw_frames(64, 48, 40, "checks", "left", KeyedStream(case)):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
-    assert not read_packet_index(path).seeks_exactly
-    assert probe(path).decoder == "pyav"
-    assert np.array_equal(decode(path, range(3, 40, 5)).frames, sequential(path)[3::5])
+    reference = sequential(path)
+    assert probe(path).decoder == reader
+    assert probe(path).frames == len(reference) == 40
+    for index in range(0, 40, 3):
+        assert np.array_equal(decode(path, [index]).frames[0], reference[index]), index
+        assert np.array_equal(decode(path, [index], reader="pyav").frames[0], reference[index]), index
 
 
 def test_frames_cut_away_by_an_edit_list_are_not_counted(tmp_path: Path) -> None:
@@ -111,6 +133,28 @@ def test_frames_cut_away_by_an_edit_list_are_not_counted(tmp_path: Path) -> None
     assert 0 < len(reference) < 60
     assert probe(cut).frames == len(reference)
     assert np.array_equal(decode(cut, [0, 20, len(reference) - 1]).frames, reference[[0, 20, -1]])
+
+
+def test_packets_that_show_no_frame_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.mp4"
+    encode(path, noise(30), 25)
+    index = read_packet_index(path)
+    monkeypatch.setattr(decode_module, "read_packet_index", lambda path: replace(index, frames=index.frames + 2))
+    assert probe(path).frames == 30
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_pyav_seeks_to_the_frames_that_it_would_have_counted_to(name: str, shared_clips: Path) -> None:
+    path, last = shared_clips / name, READABLE[name][0] - 1
+    for first in (last, last * 2 // 3):
+        wanted = np.unique([first, last])
+        by_seek = [(number, frame.to_ndarray(format="rgb24")) for number, frame in _frames_after_seek(path, first)]
+        by_count = [(number, frame.to_ndarray(format="rgb24")) for number, frame in _frames_from_start(path)]
+        if by_seek:  # old_codec.avi has no timestamps to seek by
+            assert [number for number, _ in by_seek] == list(range(by_seek[0][0], last + 1))
+            assert by_seek[0][0] <= first
+            assert all(np.array_equal(a[1], b[1]) for a, b in zip(by_seek[::-1], by_count[::-1], strict=False))
+        assert len(decode(path, wanted.tolist(), reader="pyav").frames) == len(wanted)
 
 
 def test_the_order_asked_for_is_kept_and_repeats_are_copies(synthetic_videos: Path) -> None:
@@ -160,7 +204,7 @@ def test_what_decord_cannot_decode_is_read_by_pyav(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("reader", ["decord", "pyav", None])
 def test_a_frame_beyond_the_end_is_an_error(reader: Reader | None, tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", noise(10), 25)
-    with pytest.raises(VideoError, match=r"frame 10: .*the video ends after 10 frames"):
+    with pytest.raises(VideoError, match=r"frame 10: .*the video ends before this frame"):
         decode(tmp_path / "a.mp4", [0, 10], reader=reader)
 
 
