@@ -37,8 +37,7 @@ def save_model(path: str | Path, model: Saveable, *, recipe: str = "") -> None:
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors (moved to the CPU, names sorted) to a temporary file beside `path`, then rename it."""
-    # Position tables of one width share their memory, which safetensors refuses to write: a copy each.
-    tensors = {name: state[name].detach().to("cpu", copy=True).contiguous() for name in sorted(state)}
+    tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
     write_atomically(path, _with_sorted_metadata(save(tensors, metadata=dict(metadata))))
 
 
