@@ -174,7 +174,7 @@ def encode(path: Path, frames: NDArray[np.uint8], frames_per_second: int) -> Non
     import av
 
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        options = {"preset": "veryfast", "crf": "20", "threads": "1", "g": "24", "x264-params": "open-gop=0"}
+        options = {"preset": "superfast", "crf": "20", "threads": "1", "g": "24", "x264-params": "open-gop=0"}
         stream: Any = container.add_stream("libx264", rate=frames_per_second, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
