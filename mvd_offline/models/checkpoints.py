@@ -37,11 +37,9 @@ _POSITION_TABLES = (r"(decoder_)?pos_embed(_img|_vid)?",)
 UNUSED: Mapping[str, Sequence[str]] = {
     "image teacher": (*_DECODERS, *_POSITION_TABLES, r"(fc_)?norm\..*", r"head\..*"),
     "video teacher": (*_DECODERS, *_POSITION_TABLES, r"(fc_)?norm\..*", r"head\..*"),
-    "fine-tuning": (*_DECODERS, *_POSITION_TABLES, r"norm\..*"),
-    "classifier": (*_POSITION_TABLES, r"norm\..*"),
+    "classifier to fine-tune": (*_DECODERS, *_POSITION_TABLES, r"norm\..*"),
+    "classifier": _POSITION_TABLES,
     "student": (),
-    "VideoMAE pretraining model": (),
-    "MAE pretraining model": (),
 }
 
 _WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|backbone\.)+")
@@ -285,7 +283,7 @@ def split_qkv_bias(state: Mapping[str, Tensor]) -> State:
     for name, tensor in state.items():
         if name.endswith("attn.qkv.bias"):
             split[name.replace("qkv.bias", "q_bias")], _, split[name.replace("qkv.bias", "v_bias")] = (
-                part.contiguous() for part in tensor.chunk(3)
+                part.clone() for part in tensor.chunk(3)
             )
         else:
             split[name] = tensor
@@ -319,7 +317,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, use: str, s
         if names
     ]
     if findings:
-        raise CheckpointError(f"{source} does not fit a {use}. " + ". ".join(findings))
+        raise CheckpointError(f"{source} does not fit the {use}. " + ". ".join(findings))
     module.load_state_dict({name: state[name] for name in wanted}, assign=True)
 
 

@@ -111,7 +111,7 @@ def start_finetuning(
         del state[name]
     for name in ("fc_norm.weight", "fc_norm.bias", *HEAD):
         state.setdefault(name, fresh[name])
-    load_strictly(classifier, state, use="fine-tuning", source=str(path))
+    load_strictly(classifier, state, use="classifier to fine-tune", source=str(path))
     return classifier.train(), dropped
 
 
