@@ -13,7 +13,7 @@ from mvd_offline.models.vit import Arch, PatchEmbed, gather_tokens, make_blocks,
 
 @lru_cache(maxsize=16)
 def image_position_table(dim: int, h: int, w: int) -> Tensor:
-    """MAE's table with the class token's zero row first, shared between callers, never to be written: float32 (1, 1 + h * w, D), CPU."""
+    """MAE's table, class token first, shared between callers: only read it. float32 (1, 1 + h * w, D), CPU."""
     return sincos_2d(dim, h, w, cls=True)[None]
 
 
