@@ -106,7 +106,7 @@ def extract(
     if mine:
         needed = {column for _, columns in mine for column in columns}
         teachers: dict[str, Teacher] = {
-            name: _load(store, name, paths, accelerator.device) for name in TEACHER_NAMES if name in needed
+            name: load_column_teacher(store, name, paths, accelerator.device) for name in TEACHER_NAMES if name in needed
         }
         plan = Plan.read(store.plan_path)
         with ExitStack() as stack:
@@ -130,7 +130,7 @@ def extract(
     return summary
 
 
-def _load(store: Store, name: TeacherName, paths: Mapping[str, str], device: torch.device) -> Teacher:
+def load_column_teacher(store: Store, name: TeacherName, paths: Mapping[str, str], device: torch.device) -> Teacher:
     source = store.header.columns[name].source
     if name not in paths:
         raise UsageError(
@@ -170,10 +170,10 @@ def _run(
     with WriteBehind(store, summary) as writer:
         for shard, columns in work:
             writer.begin(shard, columns)
-            for ids in _batches(plan.shard_view_ids(shard), store.header.batch_rows):
+            for ids in batches_of(plan.shard_view_ids(shard), store.header.batch_rows):
                 batch = [next(items) for _ in ids]
                 clock.lap("waiting for decode")
-                features = _features(batch, store.header.batch_rows, {c: teachers[c] for c in columns}, device)
+                features = batch_features(batch, store.header.batch_rows, {c: teachers[c] for c in columns}, device)
                 clock.lap("teachers")
                 writer.rows(batch, features, plan.section.image_size)
                 clock.lap("waiting for disk")
@@ -183,11 +183,11 @@ def _run(
     clock.lap("waiting for disk")
 
 
-def _batches(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+def batches_of(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _features(
+def batch_features(
     items: Sequence[FeedItem], batch_rows: int, teachers: Mapping[str, Teacher], device: torch.device
 ) -> dict[str, NDArray[np.float32]]:
     """Features (len(items), N, D) by column.

@@ -284,6 +284,15 @@ def _batches(
         yield request, _to_device(batch, accelerator.device)
 
 
+def batches_of(
+    task: Task, optim: OptimSection, training: TrainingSection, accelerator: Accelerator
+) -> Iterator[tuple[BatchRequest, Batch]]:
+    """The micro-batches of a run from its start, on the device: what `train` iterates over."""
+    shape = BatchShape(optim.batch_size, accelerator.num_processes, optim.micro_batch_size)
+    schedule = Schedule.of(task.samples_per_epoch(), optim, training)
+    return _batches(task, Position(), schedule, shape, training, accelerator)
+
+
 def _to_device(batch: Batch, device: torch.device) -> Batch:
     return {
         name: value.to(device, non_blocking=True)

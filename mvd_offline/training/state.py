@@ -75,9 +75,9 @@ class Checkpoints:
         temporary = self.folder / f".tmp-{final.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary / "model.safetensors"
-        )
+        # Cloned: safetensors refuses tensors that share memory, as equal position tables do.
+        tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+        save_file(tensors, temporary / "model.safetensors")
         torch.save({"optimizer": optimizer.state_dict(), "scaler": scaler}, temporary / "optimizer.pt")
         state = {"version": STATE_VERSION, "position": asdict(position), "identity": asdict(identity)}
         (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")

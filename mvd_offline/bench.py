@@ -1,0 +1,147 @@
+"""Measurements of training steps: the same recipe, the same samples, online and cached in turn."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mvd_offline.distill import DistillTask
+from mvd_offline.errors import UsageError
+from mvd_offline.local import resolve_root
+from mvd_offline.recipe import DistillRecipe
+from mvd_offline.shards.store import open_store
+from mvd_offline.targets import open_targets
+from mvd_offline.training.loop import batches_of
+from mvd_offline.training.optim import build_optimizer, set_learning_rate
+from mvd_offline.training.order import BatchRequest
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of a step (reading, forward, backward, update); `speedup` is online over cached, pair by pair."""
+
+    batch_size: int
+    steps: int
+    online_seconds: Spread
+    cached_seconds: Spread
+    speedup: Spread
+    cached_wait_share: Spread
+    online_teacher_share: Spread
+    machine: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def time_steps(
+    recipe: DistillRecipe, *, store_dir: Path, steps: int, batch_size: int, workers: int, root: Path | None = None
+) -> StepTimes:
+    """Time single-process optimiser steps with online and with cached targets, in turn, on the same samples.
+
+    Args:
+        steps: measured steps of each kind, after one of each that is not counted.
+        workers: loader processes; 0 reads in the training process, so that the wait is all of the reading.
+    """
+    accelerator = Accelerator(mixed_precision=recipe.training.precision)
+    device = accelerator.device
+    runs = {}
+    for kind in ("online", "cached"):
+        changed = recipe.model_copy(
+            update={
+                "targets": kind,
+                "optim": recipe.optim.model_copy(update={"batch_size": batch_size, "micro_batch_size": batch_size}),
+                "training": recipe.training.model_copy(update={"workers": workers, "pixel_check_fraction": 0.0}),
+            }
+        )
+        store = open_store(store_dir)
+        source = open_targets(changed, store, device)
+        task = DistillTask(changed, store, source, resolve_root(store_dir, root))
+        runs[kind] = _Stepper(task, changed, accelerator)
+    timed: dict[str, list[_Step]] = {"online": [], "cached": []}
+    for number in range(steps + 1):
+        for kind, stepper in runs.items():
+            step = stepper.step()
+            if number:
+                timed[kind].append(step)
+    online, cached = ([step.seconds for step in timed[kind]] for kind in ("online", "cached"))
+    return StepTimes(
+        batch_size=batch_size,
+        steps=steps,
+        online_seconds=Spread.of(online),
+        cached_seconds=Spread.of(cached),
+        speedup=Spread.of([a / b for a, b in zip(online, cached, strict=True)]),
+        cached_wait_share=Spread.of([step.wait_seconds / step.seconds for step in timed["cached"]]),
+        online_teacher_share=Spread.of([1 - b / a for a, b in zip(online, cached, strict=True)]),
+        machine=machine(device),
+    )
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a measurement was taken on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": name,
+        "cpus": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True)
+class _Step:
+    seconds: float
+    wait_seconds: float
+
+
+class _Stepper:
+    """A training loop that is stopped after each step."""
+
+    def __init__(self, task: DistillTask, recipe: DistillRecipe, accelerator: Accelerator) -> None:
+        self._task, self._accelerator = task, accelerator
+        self._optimizer = build_optimizer(task.groups(), recipe.optim, accelerator.device)
+        self._model: nn.Module = task.model.to(accelerator.device)
+        self._batches = self._endless(recipe)
+
+    def _endless(self, recipe: DistillRecipe) -> Iterator[tuple[BatchRequest, dict[str, Any]]]:
+        samples = self._task.samples_per_epoch()
+        if samples < recipe.optim.batch_size:
+            raise UsageError(f"the store has {samples} usable rows, fewer than a batch of {recipe.optim.batch_size}")
+        return batches_of(self._task, recipe.optim, recipe.training, self._accelerator)
+
+    def step(self) -> _Step:
+        began = time.perf_counter()
+        _, batch = next(self._batches)
+        loaded = time.perf_counter()
+        self._model.train()
+        with self._accelerator.autocast():
+            losses = self._task.loss(self._model, batch)
+        losses["loss"].backward()
+        set_learning_rate(self._optimizer, 1e-6)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        float(losses["loss"].detach())
+        return _Step(time.perf_counter() - began, loaded - began)
