@@ -106,7 +106,9 @@ def extract(
     if mine:
         needed = {column for _, columns in mine for column in columns}
         teachers: dict[str, Teacher] = {
-            name: load_column_teacher(store, name, paths, accelerator.device) for name in TEACHER_NAMES if name in needed
+            name: load_column_teacher(store, name, paths, accelerator.device)
+            for name in TEACHER_NAMES
+            if name in needed
         }
         plan = Plan.read(store.plan_path)
         with ExitStack() as stack:
@@ -131,6 +133,11 @@ def extract(
 
 
 def load_column_teacher(store: Store, name: TeacherName, paths: Mapping[str, str], device: torch.device) -> Teacher:
+    """The teacher of a column, checked to be the one that the store was planned with.
+
+    Raises:
+        UsageError: nothing says where its weights are. IdentityError: it is another one; names the field.
+    """
     source = store.header.columns[name].source
     if name not in paths:
         raise UsageError(
@@ -184,6 +191,7 @@ def _run(
 
 
 def batches_of(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    """The teacher batches of a shard's views: part of what decides the last bits of the targets."""
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
