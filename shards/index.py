@@ -64,6 +64,10 @@ class ColumnIndex:
         """Views that have a record, ascending."""
         return np.flatnonzero(self.status != NO_ROW).astype(np.int64)
 
+    def __contains__(self, view_id: int) -> bool:
+        """Whether the view has a record."""
+        return 0 <= view_id < len(self.status) and bool(self.status[view_id] != NO_ROW)
+
     def counts(self) -> dict[str, int]:
         """Rows by status."""
         found = Counter(self.status.tolist())
@@ -79,7 +83,7 @@ class ColumnIndex:
 
     def row(self, view_id: int) -> RowRecord:
         """The record of one view; raises MissingRowError when there is none."""
-        if not 0 <= view_id < len(self.status) or self.status[view_id] == NO_ROW:
+        if view_id not in self:
             raise MissingRowError(self._explain(view_id, 1))
         ok = self.status[view_id] == 0
         return RowRecord(

@@ -1,0 +1,244 @@
+"""One row of a store, in words and as a picture: the frames, the crop, and what each teacher makes of them."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from mvd_offline.geometry import TokenGrid
+from mvd_offline.local import resolve_root
+from mvd_offline.shards.codecs import get_codec
+from mvd_offline.shards.errors import MissingRowError
+from mvd_offline.shards.schema import RowRecord
+from mvd_offline.shards.store import Store, open_store
+from mvd_offline.video.decode import decode
+from mvd_offline.video.render import crop_and_resize
+from mvd_offline.video.views import Plan, View, pixel_hash
+
+CELL: Final = 176
+GAP: Final = 6
+MARGIN: Final = 14
+LABEL: Final = 168
+MOST_SLICES: Final = 8
+
+BACKGROUND: Final = (250, 250, 250)
+INK: Final = (24, 24, 27)
+FAINT: Final = (113, 113, 122)
+BOX: Final = (255, 204, 0)
+EMPTY: Final = (228, 228, 231)
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Row: TypeAlias = tuple[list[str], list[Image.Image | None]]
+"""A row of the picture: the lines beside it, and its cells; None is an empty cell."""
+
+
+def describe_row(store_dir: Path, view_id: int) -> dict[str, Any]:
+    """The view from the plan, and the row's record in each column with the norms of its tokens.
+
+    Raises:
+        MissingRowError: the plan has no such view.
+    """
+    store = open_store(store_dir, sealed=False)
+    view = _view(store, Plan.read(store.plan_path), view_id)
+    columns: dict[str, Any] = {}
+    for name in store.columns:
+        record = _record(store, name, view_id)
+        if record is None:
+            columns[name] = {"status": "pending", "detail": "its shard is not committed yet"}
+            continue
+        columns[name] = {"file": store.shard_path(name, view.shard).relative_to(store.root).as_posix()}
+        columns[name] |= asdict(record)
+        if record.status == "ok":
+            columns[name] |= _norms(_features(store, name, view_id))
+    return {"view": asdict(view), "columns": columns}
+
+
+def _record(store: Store, column: str, view_id: int) -> RowRecord | None:
+    """The ledger's line; None while the shard is not committed."""
+    index = store.status(column)
+    return index.row(view_id) if view_id in index else None
+
+
+def _norms(features: NDArray[np.float32]) -> dict[str, float]:
+    norms = np.linalg.norm(features, axis=1)
+    return {
+        "mean_token_norm": float(norms.mean()),
+        "min_token_norm": float(norms.min()),
+        "max_token_norm": float(norms.max()),
+        "mean": float(features.mean()),
+        "std": float(features.std()),
+    }
+
+
+def _view(store: Store, plan: Plan, view_id: int) -> View:
+    if view_id not in plan:
+        raise MissingRowError(
+            f"{store.root} has no view {view_id}: its plan has {len(plan)} views, {plan.view_ids[0]} to "
+            f"{plan.view_ids[-1]}, with gaps at the ends of groups."
+        )
+    return plan[view_id]
+
+
+def _features(store: Store, column: str, view_id: int) -> NDArray[np.float32]:
+    """A row as float32 (N, D)."""
+    codec = get_codec(store.header.columns[column].codec)
+    return codec.to_float32(store.read([view_id], [column])[column][0])
+
+
+# ---- the picture -------------------------------------------------------------------------------------------------
+
+
+def contact_sheet(store_dir: Path, view_id: int, root: Path | None = None) -> Image.Image:
+    """Draw a view: one column of the picture a slice of tokens (its tubelet's front frame), at most eight.
+
+    From top to bottom: the original frames with the crop box, the rendered crop, and for each teacher the first three
+    principal components of its features over this clip's tokens, as red, green and blue.
+
+    Raises:
+        MissingRowError: the plan has no such view. VideoError: the video cannot be read any more.
+    """
+    store = open_store(store_dir, sealed=False)
+    plan = Plan.read(store.plan_path)
+    view = _view(store, plan, view_id)
+    grid = TokenGrid(*store.header.grid)
+    slices = np.unique(np.linspace(0, grid.t - 1, min(grid.t, MOST_SLICES)).round().astype(int)).tolist()
+    if view.status != "ok":
+        return _assemble(_heading(store, view), [], [([view.status, *_wrapped(view.detail)], [None] * len(slices))])
+    tubelet = plan.section.tubelet_size
+    numbers = [view.frame_indices[slice_ * tubelet] for slice_ in slices]
+    decoded = decode(resolve_root(store_dir, root) / view.path, view.frame_indices, reader=view.decoder)
+    frames = decoded.frames[[slice_ * tubelet for slice_ in slices]]
+    size = plan.section.image_size
+    rendered = crop_and_resize(decoded.frames, view.crop, size, size, flip=view.flip)
+    recorded = {record.pixels for name in store.columns if (record := _record(store, name, view_id))} - {""}
+    same = recorded <= {pixel_hash(rendered)}
+    crop = view.crop
+    rows: list[Row] = [
+        (
+            ["original frames", f"{view.width} x {view.height} px", f"of {view.frames} frames", decoded.decoder],
+            [_framed(frame, view) for frame in frames],
+        ),
+        (
+            ["rendered crop", f"x {crop.x}  y {crop.y}", f"{crop.w} x {crop.h} -> {size} px"]
+            + (["flipped"] if view.flip else [])
+            + ["pixels as extracted" if same else "PIXELS HAVE CHANGED"],
+            [_cell(rendered[slice_ * tubelet], Image.Resampling.LANCZOS) for slice_ in slices],
+        ),
+    ]
+    rows += [_teacher_row(store, name, view_id, grid, slices) for name in store.columns]
+    return _assemble(_heading(store, view), [f"frame {number}" for number in numbers], rows)
+
+
+def principal_colours(features: NDArray[np.float32], grid: TokenGrid) -> tuple[Pixels, NDArray[np.float64]]:
+    """First three principal components over a clip's tokens as colours.
+
+    Each component is stretched from its 2nd to its 98th percentile, so that a few outlying tokens do not leave the
+    rest grey; its sign makes its largest loading positive.
+
+    Args:
+        features: (N, D), in t, h, w order.
+
+    Returns:
+        uint8 (t, h, w, 3), and the shares of variance (3,).
+    """
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    variances, axes = np.linalg.eigh(centred.T @ centred)
+    kept = np.zeros((features.shape[1], 3))
+    count = min(3, features.shape[1])
+    kept[:, :count] = axes[:, ::-1][:, :count]
+    kept *= np.where(kept[np.abs(kept).argmax(axis=0), range(3)] < 0, -1.0, 1.0)
+    scores = centred @ kept
+    low, high = np.percentile(scores, (2.0, 98.0), axis=0)
+    unit = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0.0, 1.0)
+    shares = np.zeros(3)
+    shares[:count] = np.maximum(variances[::-1][:count], 0.0) / max(float(variances.sum()), 1e-30)
+    return (unit * 255).round().astype(np.uint8).reshape(grid.t, grid.h, grid.w, 3), shares
+
+
+# ---- the rows of the picture -------------------------------------------------------------------------------------
+
+
+def _teacher_row(store: Store, name: str, view_id: int, grid: TokenGrid, slices: list[int]) -> Row:
+    record = _record(store, name, view_id)
+    title = f"teacher {name}"
+    if record is None or record.status != "ok":
+        reason = ["pending"] if record is None else [record.status, *_wrapped(record.detail)]
+        return [title, *reason], [None] * len(slices)
+    features = _features(store, name, view_id)
+    colours, shares = principal_colours(features, grid)
+    norms = np.linalg.norm(features, axis=1)
+    label = [
+        title,
+        "3 principal components",
+        "of variance " + " ".join(f"{100 * share:.0f}%" for share in shares),
+        f"token norm {norms.mean():.4g}",
+        f"  {norms.min():.4g} to {norms.max():.4g}",
+        f"{store.header.columns[name].codec}, D = {features.shape[1]}",
+    ]
+    return label, [_cell(colours[slice_], Image.Resampling.NEAREST) for slice_ in slices]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 26)[:6]
+
+
+def _framed(frame: Pixels, view: View) -> Image.Image:
+    """A whole frame fitted into a cell's width, with the crop box on it."""
+    scale = CELL / max(frame.shape[1], frame.shape[0])
+    width, height = round(frame.shape[1] * scale), round(frame.shape[0] * scale)
+    picture = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
+    crop = view.crop
+    corners = [crop.x * scale, crop.y * scale, (crop.x + crop.w) * scale - 1, (crop.y + crop.h) * scale - 1]
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle(corners, outline=INK, width=4)
+    inner = [corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1]
+    draw.rectangle(inner, outline=BOX, width=2)
+    return picture
+
+
+def _cell(pixels: Pixels, resampling: Image.Resampling) -> Image.Image:
+    return Image.fromarray(pixels).resize((CELL, CELL), resampling)
+
+
+def _heading(store: Store, view: View) -> list[str]:
+    label = f"label {view.label}" if view.label >= 0 else "no label"
+    frames = f"frames {view.frame_indices[0]} to {view.frame_indices[-1]}" if view.frame_indices else "no frames"
+    return [
+        f"view {view.view_id}   {view.video_id}",
+        f"group {view.group}, shard {view.shard}, {label}, {frames}, status {view.status}   ·   "
+        f"store {store.store_id[:12]}, grid {TokenGrid(*store.header.grid)}",
+    ]
+
+
+def _assemble(heading: list[str], captions: list[str], rows: list[Row]) -> Image.Image:
+    columns = max(len(cells) for _, cells in rows)
+    heights = [max((cell.height for cell in cells if isinstance(cell, Image.Image)), default=CELL) for _, cells in rows]
+    top = MARGIN + 24 + 20 + GAP
+    width = 2 * MARGIN + LABEL + columns * (CELL + GAP) - GAP
+    height = top + (18 if captions else 0) + sum(heights) + GAP * len(rows) + MARGIN
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((MARGIN, MARGIN - 4), heading[0], INK, ImageFont.load_default(18))
+    draw.text((MARGIN, MARGIN + 22), heading[1], FAINT, ImageFont.load_default(12))
+    left, y = MARGIN + LABEL, top
+    for position, caption in enumerate(captions):
+        draw.text((left + position * (CELL + GAP), y), caption, FAINT, ImageFont.load_default(12))
+    y += 18 if captions else 0
+    for (label, cells), row_height in zip(rows, heights, strict=True):
+        for line, text in enumerate(label):
+            font = ImageFont.load_default(14 if line == 0 else 12)
+            draw.text((MARGIN, y + 20 * line - 2), text, INK if line == 0 else FAINT, font)
+        for position, cell in enumerate(cells):
+            corner = (left + position * (CELL + GAP), y)
+            if isinstance(cell, Image.Image):
+                sheet.paste(cell, corner)
+            else:
+                draw.rectangle([*corner, corner[0] + CELL - 1, corner[1] + row_height - 1], fill=EMPTY)
+        y += row_height + GAP
+    return sheet
