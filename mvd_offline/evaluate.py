@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mvd_offline.errors import MvdError, UsageError, VideoError
 from mvd_offline.finetune import CLASSES_FILE, CLASSIFIER_FILE
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.loading import load_classifier
+from mvd_offline.models.saving import write_atomically
 from mvd_offline.recipe import ClipSection, EvaluationSection, load_finetune
 from mvd_offline.training.catalogs import CatalogRows
+from mvd_offline.training.metrics import Reporter
 from mvd_offline.training.run import RECIPE_FILE
 from mvd_offline.video.augment import multi_crop_views
 from mvd_offline.video.catalog import Video
@@ -72,7 +75,8 @@ def evaluate(
         the result on the main process, None on others.
 
     Raises:
-        MvdError: unreadable test videos (all are listed), or classes that differ from the run's.
+        UsageError: no finished run, or classes that differ from the run's.
+        MvdError: unreadable test videos (the first ten are listed), or an output that is not finite.
     """
     accelerator = accelerator or Accelerator()
     if not (run / CLASSIFIER_FILE).is_file():
@@ -84,10 +88,9 @@ def evaluate(
     if rows.left_out and not skip_unreadable:
         raise _unreadable(rows.left_out)
 
-    mine = range(accelerator.process_index, len(rows.videos), accelerator.num_processes)
-    dataset = TestViews(rows.videos, rows.root, recipe.clip, recipe.evaluation, mine)
+    batches = ViewBatches(rows.videos, rows.root, recipe.clip, recipe.evaluation)
     model = load_classifier(run / CLASSIFIER_FILE).to(accelerator.device)
-    found, failed = _probabilities(model, dataset, recipe.evaluation, recipe.training.workers, accelerator)
+    found, failed = _probabilities(model, batches, recipe.evaluation.batch_size, recipe.training.workers, accelerator)
     everything: list[Any] = gather_object([(found, failed)])
     if not accelerator.is_main_process:
         return None
@@ -96,6 +99,7 @@ def evaluate(
     skipped = rows.left_out + [(rows.videos[row].video_id, reason) for row, reason in failures]
     if skipped and not skip_unreadable:
         raise _unreadable(skipped)
+    _refuse_non_finite(probabilities, rows.videos, run)
     if not probabilities:
         raise UsageError(f"{catalog_path}: none of its videos can be read, so there is nothing to test.")
     result = score(probabilities, rows.videos, rows.classes, recipe.evaluation, skipped)
@@ -138,66 +142,85 @@ def score(
 # ---- views -------------------------------------------------------------------------------------------------------
 
 
-class TestViews(Dataset[Any]):
-    """Item i is clip `i % segments` of a video: (row, uint8 (crops, T, S, S, 3)), or (row, why it is unreadable)."""
+@dataclass(frozen=True)
+class ViewBatch:
+    """Every view of some videos: `clips` uint8 (rows x views, T, S, S, 3), video by video, clip by clip, crop by crop.
 
-    def __init__(
-        self, videos: Sequence[Video], root: Path, clip: ClipSection, section: EvaluationSection, rows: Sequence[int]
-    ) -> None:
-        self._videos, self._root, self._clip, self._section, self._rows = videos, root, clip, section, rows
+    `failed` has the reasons of the videos that could not be read, by row; they have no clips.
+    """
+
+    rows: tuple[int, ...]
+    clips: Tensor | None
+    failed: dict[int, str]
+
+
+class ViewBatches(Dataset[ViewBatch]):
+    """Item i is a batch of whole videos: a function of catalog and recipe alone, so that every launch runs the same.
+
+    A batch holds as many videos as have at most `batch_size` views together, and at least one.
+    """
+
+    def __init__(self, videos: Sequence[Video], root: Path, clip: ClipSection, section: EvaluationSection) -> None:
+        self._videos, self._root, self._clip, self._section = videos, root, clip, section
+        self._per_batch = max(1, section.batch_size // (section.segments * section.crops))
 
     def __len__(self) -> int:
-        return len(self._rows) * self._section.segments
+        return -(-len(self._videos) // self._per_batch)
 
-    def __getitem__(self, item: int) -> tuple[int, NDArray[np.uint8] | str]:
-        position, segment = divmod(item, self._section.segments)
-        row = self._rows[position]
-        video = self._videos[row]
-        if self._clip.sampling == "dense":
-            indices = dense_test_indices(
-                video.frames, segment, self._section.segments, self._clip.frames, self._clip.stride
-            )
-        else:
-            indices = uniform_test_indices(video.frames, segment, self._section.segments, self._clip.frames)
-        try:
-            frames = decode(self._root / video.path, indices, reader=video.reader).frames
-        except VideoError as error:
-            return row, error.reason
-        return row, multi_crop_views(frames, self._clip.image_size, self._section.crops)
+    def __getitem__(self, item: int) -> ViewBatch:
+        clips: dict[int, NDArray[np.uint8]] = {}
+        failed: dict[int, str] = {}
+        first = item * self._per_batch
+        for row in range(first, min(first + self._per_batch, len(self._videos))):
+            try:
+                clips[row] = self.views(row)
+            except VideoError as error:
+                failed[row] = error.reason
+        stacked = torch.from_numpy(np.concatenate(list(clips.values()))) if clips else None
+        return ViewBatch(tuple(clips), stacked, failed)
+
+    def views(self, row: int) -> NDArray[np.uint8]:
+        """All views of one video, uint8 (segments x crops, T, S, S, 3), from one decode of the frames they need."""
+        video, clip, section = self._videos[row], self._clip, self._section
+        segments = [_test_indices(video.frames, k, clip, section) for k in range(section.segments)]
+        wanted = sorted({index for indices in segments for index in indices})
+        frames = decode(self._root / video.path, wanted, reader=video.reader).frames
+        crops = multi_crop_views(frames, clip.image_size, section.crops)
+        places = [np.searchsorted(wanted, indices) for indices in segments]
+        return np.concatenate([crops[:, place] for place in places])
+
+
+def _test_indices(frames: int, segment: int, clip: ClipSection, section: EvaluationSection) -> tuple[int, ...]:
+    if clip.sampling == "dense":
+        return dense_test_indices(frames, segment, section.segments, clip.frames, clip.stride)
+    return uniform_test_indices(frames, segment, section.segments, clip.frames)
 
 
 def _probabilities(
-    model: nn.Module, views: TestViews, section: EvaluationSection, workers: int, accelerator: Accelerator
+    model: nn.Module, batches: ViewBatches, size: int, workers: int, accelerator: Accelerator
 ) -> tuple[dict[int, NDArray[np.float64]], dict[int, str]]:
-    """Mean softmax (float64) over the views of each video, and the reasons of those that failed."""
-    sums: dict[int, NDArray[np.float64]] = {}
+    """Mean softmax (float64) over the views of each video of this process, and the reasons of those that failed.
+
+    Args:
+        size: most clips of one forward pass.
+    """
+    means: dict[int, NDArray[np.float64]] = {}
     failed: dict[int, str] = {}
-    loader = DataLoader(views, batch_size=None, num_workers=workers, collate_fn=_as_is)
-    for rows, clips in _batches(loader, section.batch_size, failed):
-        with torch.inference_mode():
-            logits = model(normalize(torch.from_numpy(clips).to(accelerator.device)))
-        for row, values in zip(rows, torch.softmax(logits.double(), dim=1).cpu().numpy(), strict=True):
-            sums[row] = sums.get(row, 0.0) + values
-    views_a_video = section.segments * section.crops
-    return {row: total / views_a_video for row, total in sums.items() if row not in failed}, failed
-
-
-def _batches(
-    loader: DataLoader[Any], size: int, failed: dict[int, str]
-) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
-    rows: list[int] = []
-    clips: list[NDArray[np.uint8]] = []
-    for row, crops in loader:
-        if isinstance(crops, str):
-            failed[row] = crops
-            continue
-        rows += [row] * len(crops)
-        clips += list(crops)
-        while len(rows) >= size:
-            yield rows[:size], np.stack(clips[:size])
-            rows, clips = rows[size:], clips[size:]
-    if rows:
-        yield rows, np.stack(clips)
+    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    loader = DataLoader(batches, sampler=mine, batch_size=None, num_workers=workers, collate_fn=_as_is)
+    reporter = Reporter("evaluate", len(mine), 0, enabled=accelerator.is_main_process)
+    try:
+        for done, batch in enumerate(loader, start=1):
+            failed |= batch.failed
+            if batch.clips is not None:
+                with torch.inference_mode():
+                    parts = [model(normalize(clips.to(accelerator.device))) for clips in batch.clips.split(size)]
+                softmax = torch.softmax(torch.cat(parts).double(), dim=1).view(len(batch.rows), -1, parts[0].shape[1])
+                means |= dict(zip(batch.rows, softmax.mean(dim=1).cpu().numpy(), strict=True))
+            reporter.advance(done, f"{len(means)} videos")
+    finally:
+        reporter.close()
+    return means, failed
 
 
 def _as_is(item: Any) -> Any:
@@ -219,6 +242,15 @@ def _check_classes(run: Path, rows: CatalogRows) -> None:
         )
 
 
+def _refuse_non_finite(probabilities: Mapping[int, NDArray[np.float64]], videos: Sequence[Video], run: Path) -> None:
+    bad = [videos[row].video_id for row, values in probabilities.items() if not np.isfinite(values).all()]
+    if bad:
+        raise MvdError(
+            f"the classifier's output is not finite for {len(bad)} of {len(probabilities)} test videos, such as "
+            f"{bad[0]}; so are the weights, or the training diverged: look at {run / 'metrics.jsonl'}."
+        )
+
+
 def _unreadable(failures: Sequence[tuple[str, str]]) -> MvdError:
     listed = "; ".join(f"{video}: {reason}" for video, reason in failures[:10])
     more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
@@ -229,9 +261,11 @@ def _unreadable(failures: Sequence[tuple[str, str]]) -> MvdError:
 
 
 def _write(run: Path, result: Evaluation) -> None:
-    (run / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
-    with (run / PER_CLASS_FILE).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label", "name", "videos", "top1", "top5", "top1_accuracy"])
-        for row in result.classes:
-            writer.writerow([row.label, row.name, row.videos, row.top1, row.top5, f"{row.top1 / row.videos:.4f}"])
+    write_atomically(run / RESULT_FILE, (json.dumps(result.to_json(), indent=2) + "\n").encode())
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["label", "name", "videos", "top1", "top5", "top1_accuracy", "top5_accuracy"])
+    for row in result.classes:
+        shares = [f"{right / row.videos:.4f}" for right in (row.top1, row.top5)]
+        writer.writerow([row.label, row.name, row.videos, row.top1, row.top5, *shares])
+    write_atomically(run / PER_CLASS_FILE, table.getvalue().encode())

@@ -18,13 +18,13 @@ from mvd_offline.models.pretraining import build_pretrainer
 from mvd_offline.models.saving import save_model
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import MaskSection, PretrainRecipe, ViewSection, dump_recipe
-from mvd_offline.training.catalogs import CatalogRows
+from mvd_offline.training.catalogs import CatalogRows, say_left_out
 from mvd_offline.training.loop import Batch, TrainingSummary, train
 from mvd_offline.training.optim import parameter_groups
 from mvd_offline.training.order import BatchRequest
 from mvd_offline.training.run import open_run
 from mvd_offline.training.state import RunIdentity
-from mvd_offline.video.augment import draw_flip, random_resized_crop_box
+from mvd_offline.video.augment import clip_view, draw_flip, random_resized_crop_box
 from mvd_offline.video.catalog import Video
 from mvd_offline.video.masking import draw_mask, masked_tokens
 from mvd_offline.video.render import View, render
@@ -39,17 +39,27 @@ MAE_AREA = (0.2, 1.0)
 def pretrain(
     recipe: PretrainRecipe, *, catalog_path: Path, run: Path, accelerator: Accelerator | None = None
 ) -> TrainingSummary:
-    """Train a teacher on the videos of a catalog; goes on if `run` holds a started run."""
+    """Train a teacher on the videos of a catalog; goes on if `run` holds a started run.
+
+    Raises:
+        UsageError: no such catalog, or a run folder of another recipe.
+        IdentityError: the run was started on other videos.
+    """
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
     rows = CatalogRows(catalog_path)
     open_run(run, recipe, {"source": rows.source}, main=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        say_left_out(rows)
     accelerator.wait_for_everyone()
     return train(PretrainTask(recipe, rows), recipe.optim, recipe.training, run=run, accelerator=accelerator)
 
 
 @dataclass
 class PretrainReader:
-    """Renders new views of each video in each epoch."""
+    """Renders new views of each video in each epoch, drawn as those of a store whose group is the epoch.
+
+    The draws are keyed by the view section's seed, the masks by `seed`.
+    """
 
     videos: tuple[Video, ...]
     root: Path
@@ -65,14 +75,14 @@ class PretrainReader:
         return {"clips": torch.from_numpy(np.stack(clips)), "mask": torch.from_numpy(np.stack(masks))}
 
     def _clip(self, video: Video, epoch: int) -> NDArray[np.uint8]:
-        # The epoch is the group: the same draws as a store's views, a new one each epoch.
-        drawn = draw_view(video, self.section.model_copy(update={"seed": self.seed}), epoch)
         if self.single_frame:
-            stream = KeyedStream("mae_view", self.seed, video.video_id, epoch)
-            drawn["frame_indices"] = (stream.below(video.frames),)
-            drawn["crop"] = random_resized_crop_box(video.width, video.height, stream, area=MAE_AREA)
-            drawn["flip"] = draw_flip(0.5, stream)
-        return render(View(view_id=0, shard=0, **drawn), self.root, self.section.image_size).pixels
+            stream = KeyedStream("mae_view", self.section.seed, video.video_id, epoch)
+            frame = stream.below(video.frames)
+            box = random_resized_crop_box(video.width, video.height, stream, area=MAE_AREA)
+            view = clip_view(video, (frame,), box, flip=draw_flip(0.5, stream), group=epoch)
+            return render(view, self.root, self.section.image_size, resample="bicubic_antialias").pixels
+        view = View(view_id=0, shard=0, **draw_view(video, self.section, epoch))
+        return render(view, self.root, self.section.image_size).pixels
 
     def _mask(self, epoch: int, video: Video) -> NDArray[np.bool_]:
         stream = KeyedStream("mask", self.seed, epoch, video.video_id)
@@ -104,7 +114,7 @@ class PretrainTask:
         )
 
     def groups(self) -> list[dict[str, object]]:
-        # MAE and VideoMAE exempt only 1-D tensors and biases; their mask token is 3-D and named mask_token.
+        # Both exempt 1-D tensors and biases, VideoMAE's official code its mask token too; MAE's decays its tokens.
         exempt = frozenset({"mask_token"}) if self._recipe.method == "videomae" else frozenset[str]()
         return parameter_groups(
             self.model.named_parameters(), weight_decay=self._recipe.optim.weight_decay, exempt=exempt

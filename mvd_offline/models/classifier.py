@@ -63,9 +63,21 @@ class Classifier(VideoEncoder):
         """Pooled and normalised features before the head: (B, D). There is no norm between blocks and mean."""
         return self.fc_norm(self.encode_tokens(video, drop_noise=drop_noise).mean(dim=1))
 
-    def forward(self, video: Tensor, drop_noise: Tensor | None = None) -> Tensor:
-        """Logits (B, classes); `drop_noise` is (B, drop_path_sites), uniform in [0, 1), drawn here when None."""
-        return self.head(self.head_dropout(self.features(video, drop_noise)))
+    def forward(self, video: Tensor, drop_noise: Tensor | None = None, dropout_noise: Tensor | None = None) -> Tensor:
+        """Logits (B, classes).
+
+        Args:
+            drop_noise: (B, drop_path_sites), uniform in [0, 1): which residual branches are dropped; drawn here when
+                None.
+            dropout_noise: (B, D), uniform in [0, 1): which features are dropped before the head; drawn here when None.
+        """
+        features = self.features(video, drop_noise)
+        rate = self.head_dropout.p
+        if self.training and dropout_noise is not None:
+            features = features * (dropout_noise >= rate) / (1.0 - rate)
+        else:
+            features = self.head_dropout(features)
+        return self.head(features)
 
     def config(self) -> dict[str, Any]:
         """What `from_config` needs to build this model again; all sizes, no weights."""

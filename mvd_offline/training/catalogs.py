@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from mvd_offline.errors import UsageError
 from mvd_offline.training.order import epoch_order
@@ -40,11 +41,16 @@ class CatalogRows:
         return epoch_order([rows], source=self.source, seed=seed, epoch=epoch, window=1)
 
     def require_labels(self, classes: int) -> None:
-        """Every video has a label below `classes`.
+        """The catalog has `classes` classes, and every video a label below that.
 
         Raises:
-            UsageError: names the first video that has not.
+            UsageError: gives both numbers, or names the first video whose label does not fit.
         """
+        if self.classes and len(self.classes) != classes:
+            raise UsageError(
+                f"{self._path} has {len(self.classes)} classes and model.classes is {classes}; "
+                f"--set model.classes={len(self.classes)}, or give the catalog of the other data set."
+            )
         for video in self.videos:
             if not 0 <= video.label < classes:
                 raise UsageError(
@@ -52,8 +58,15 @@ class CatalogRows:
                     f"{' (none was listed)' if video.label < 0 else ''}; model.classes is {classes}, so labels are 0 "
                     f"to {classes - 1}. Scan a list with labels, or --set model.classes to the number of classes."
                 )
-        if self.classes and len(self.classes) != classes:
-            raise UsageError(
-                f"{self._path} has {len(self.classes)} classes and model.classes is {classes}; "
-                f"--set model.classes={len(self.classes)}, or give the catalog of the other data set."
-            )
+
+
+def say_left_out(rows: CatalogRows) -> None:
+    """One line on standard error where a training leaves out videos that the scan could not read."""
+    if not rows.left_out:
+        return
+    video, reason = rows.left_out[0]
+    Console(stderr=True, soft_wrap=True, highlight=False).print(
+        f"training on {len(rows.videos)} videos; {len(rows.left_out)} that the scan could not read are left out, such "
+        f"as {video}: {reason}",
+        markup=False,
+    )

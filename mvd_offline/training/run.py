@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,16 @@ def open_run(run: Path, recipe: Recipe, identity: dict[str, str], *, main: bool)
         return
     if not main:
         return
-    if run.is_dir() and any(run.iterdir()):
+    temporary = run / f".{RECIPE_FILE}"
+    if run.is_dir() and any(path.name not in (IDENTITY_FILE, temporary.name) for path in run.iterdir()):
         raise UsageError(
             f"{run} is not empty and holds no run of this program: give an empty or a new folder as --run."
         )
     run.mkdir(parents=True, exist_ok=True)
     (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    (run / RECIPE_FILE).write_text(dump_recipe(recipe), encoding="utf-8")
+    # The recipe comes last and at once: it is what says, to other processes and later launches, that the run has begun.
+    temporary.write_text(dump_recipe(recipe), encoding="utf-8")
+    os.replace(temporary, run / RECIPE_FILE)
 
 
 def read_identity(run: Path) -> dict[str, str]:

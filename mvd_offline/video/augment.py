@@ -1,20 +1,22 @@
 """Geometry of fine-tuning: random resized crops for training, square crops along the long side for testing.
 
-numpy and PIL only. PIL's bilinear resize is antialiased when it shrinks; the official code's is not (torch in training,
-OpenCV in testing).
+Both resize by bilinear interpolation without antialiasing, as the MVD official code does (torch in training, OpenCV in
+testing).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
 from mvd_offline.randomness import KeyedStream
+from mvd_offline.video.catalog import Video
 from mvd_offline.video.crops import CropBox
-from mvd_offline.video.render import crop_and_resize
+from mvd_offline.video.render import View, crop_and_resize
 
 _TRIES = 10
 
@@ -46,9 +48,25 @@ def draw_flip(probability: float, stream: KeyedStream) -> bool:
     return stream.uniform() < probability
 
 
-def train_view(frames: NDArray[np.uint8], box: CropBox, size: int, *, flip: bool) -> NDArray[np.uint8]:
-    """One crop for the whole clip: uint8 (T, H, W, 3) -> (T, size, size, 3)."""
-    return crop_and_resize(frames, box, size, size, flip=flip)
+def clip_view(video: Video, frame_indices: Sequence[int], crop: CropBox, *, flip: bool, group: int) -> View:
+    """A drawn clip as a view, for `render`; it belongs to no store, so it has no place in a table."""
+    return View(
+        view_id=0,
+        shard=0,
+        group=group,
+        video_id=video.video_id,
+        path=video.path,
+        label=video.label,
+        frame_indices=tuple(frame_indices),
+        crop=crop,
+        flip=flip,
+        width=video.width,
+        height=video.height,
+        frames=video.frames,
+        status=video.status,
+        detail=video.detail,
+        decoder=video.reader,
+    )
 
 
 def short_side_size(width: int, height: int, size: int) -> tuple[int, int]:
@@ -73,6 +91,6 @@ def multi_crop_views(frames: NDArray[np.uint8], size: int, crops: int = 3) -> ND
     """Every crop of `multi_crop_boxes` of a clip: uint8 (T, H, W, 3) -> (crops, T, size, size, 3)."""
     height, width = frames.shape[1:3]
     wide, high = short_side_size(width, height, size)
-    resized = crop_and_resize(frames, CropBox(0, 0, width, height), wide, high)
+    resized = crop_and_resize(frames, CropBox(0, 0, width, height), wide, high, resample="bilinear")
     boxes = multi_crop_boxes(width, height, size, crops)
     return np.stack([resized[:, box.y : box.y + box.h, box.x : box.x + box.w] for box in boxes])

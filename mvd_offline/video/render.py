@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import xxhash
@@ -14,6 +16,11 @@ from PIL import Image
 from mvd_offline.errors import VideoError
 from mvd_offline.video.crops import CropBox
 from mvd_offline.video.decode import Reader, decode
+
+Resample: TypeAlias = Literal["bilinear_antialias", "bicubic_antialias", "bilinear"]
+"""How a crop becomes the output's size. `bilinear_antialias`: PIL's bilinear, which averages when it shrinks (MVD's
+distillation). `bicubic_antialias`: PIL's bicubic (MAE's random resized crop). `bilinear`: the four nearest pixels only,
+as `torch.nn.functional.interpolate(align_corners=False)` and OpenCV do (MVD's fine-tuning and test)."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +60,19 @@ class Rendered:
         return f"Rendered(pixels=uint8 {self.pixels.shape}, decoder={self.decoder!r})"
 
 
-def render(view: View, root: str | Path, image_size: int) -> Rendered:
+def render(view: View, root: str | Path, image_size: int, *, resample: Resample = "bilinear_antialias") -> Rendered:
     """Decodes, crops and resizes a view to `image_size` pixels a side.
 
     Raises:
         VideoError: the view's status is not ok, the file is gone or does not decode, or its frames have another size
             than when the plan was made. Paths in the error are relative to `root`.
     """
-    return render_sizes(view, root, (image_size,))[image_size]
+    return render_sizes(view, root, (image_size,), resample=resample)[image_size]
 
 
-def render_sizes(view: View, root: str | Path, image_sizes: Sequence[int]) -> dict[int, Rendered]:
+def render_sizes(
+    view: View, root: str | Path, image_sizes: Sequence[int], *, resample: Resample = "bilinear_antialias"
+) -> dict[int, Rendered]:
     """One `Rendered` for each size, keyed by it, all from the same decode and the same crop."""
     if view.status != "ok":
         raise VideoError(view.path, view.detail or view.status, status=view.status)
@@ -81,26 +90,51 @@ def render_sizes(view: View, root: str | Path, image_sizes: Sequence[int]) -> di
             "changed since; scan the videos and plan again, or put the old file back",
             decoder=decoded.decoder,
         )
-    return {
-        size: Rendered(crop_and_resize(decoded.frames, view.crop, size, size, flip=view.flip), decoded.decoder)
-        for size in image_sizes
-    }
+    cut = partial(crop_and_resize, decoded.frames, view.crop, flip=view.flip, resample=resample)
+    return {size: Rendered(cut(size, size), decoded.decoder) for size in image_sizes}
 
 
 def crop_and_resize(
-    frames: NDArray[np.uint8], crop: CropBox, width: int, height: int, *, flip: bool = False
+    frames: NDArray[np.uint8],
+    crop: CropBox,
+    width: int,
+    height: int,
+    *,
+    flip: bool = False,
+    resample: Resample = "bilinear_antialias",
 ) -> NDArray[np.uint8]:
-    """PIL crop, then PIL bilinear resize (antialiased when it shrinks), as MVD's pipeline does.
-
-    uint8 (T, H, W, 3) -> uint8 (T, height, width, 3).
-    """
+    """Crop, then resize what was cut out: uint8 (T, H, W, 3) -> uint8 (T, height, width, 3)."""
     if not crop.inside(frames.shape[2], frames.shape[1]):
         raise ValueError(f"{crop} does not lie inside frames of {frames.shape[2]} x {frames.shape[1]} pixels")
-    box = (crop.x, crop.y, crop.x + crop.w, crop.y + crop.h)
+    cut = frames[:, crop.y : crop.y + crop.h, crop.x : crop.x + crop.w]
     out = np.empty((len(frames), height, width, 3), np.uint8)
-    for target, frame in zip(out, frames, strict=True):
-        target[:] = np.asarray(Image.fromarray(frame).crop(box).resize((width, height), Image.Resampling.BILINEAR))
+    if resample == "bilinear":
+        _interpolate(cut, out)
+    else:
+        way = Image.Resampling.BICUBIC if resample == "bicubic_antialias" else Image.Resampling.BILINEAR
+        for target, frame in zip(out, cut, strict=True):
+            target[:] = np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize((width, height), way))
     return np.ascontiguousarray(out[:, :, ::-1]) if flip else out
+
+
+def _interpolate(frames: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """Bilinear without antialiasing, rounded to the nearest grey level (PIL's own truncates: half a level darker)."""
+    (above, below, down), (left, right, along) = (
+        _neighbours(source, target) for source, target in zip(frames.shape[1:3], out.shape[1:3], strict=True)
+    )
+    for target, frame in zip(out, frames, strict=True):
+        rows = frame.take(above, axis=0).astype(np.float32)
+        rows += (frame.take(below, axis=0) - rows) * down[:, None, None]
+        pixels = rows.take(left, axis=1)
+        pixels += (rows.take(right, axis=1) - pixels) * along[:, None]
+        target[:] = pixels + 0.5
+
+
+def _neighbours(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """For each of `target` pixels the two of `source` that it lies between, and how far it is towards the second."""
+    place = np.maximum((np.arange(target) + 0.5) * (source / target) - 0.5, 0.0)
+    first = np.minimum(place.astype(np.intp), source - 1)
+    return first, np.minimum(first + 1, source - 1), (place - first).astype(np.float32)
 
 
 def pixel_hash(pixels: NDArray[np.uint8]) -> str:
