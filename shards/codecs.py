@@ -42,8 +42,12 @@ class Codec(Protocol):
         """What a zarr reader sees where a row has no payload: NaN."""
         ...
 
-    def encode(self, features: NDArray[np.float32]) -> bytes:
-        """float32 (N, D) to bytes; raises CodecError for values that it cannot hold."""
+    def encode(self, features: NDArray[Any]) -> bytes:
+        """Features (N, D) to bytes; raises CodecError for values that it cannot hold.
+
+        Takes float32, or what is in `dtype` already: a GPU rounds to half precision (to nearest even, the same bits)
+        far faster than numpy, and halves what is copied from it.
+        """
         ...
 
     def decode(self, payload: bytes | memoryview, tokens: int, width: int) -> NDArray[Any]:
@@ -54,6 +58,10 @@ class Codec(Protocol):
         """Decoded values of any shape as float32."""
         ...
 
+    def all_finite(self, array: NDArray[Any]) -> bool:
+        """Whether no decoded value is infinite or NaN."""
+        ...
+
     def nbytes(self, tokens: int, width: int) -> int:
         """Bytes of one payload."""
         ...
@@ -62,27 +70,31 @@ class Codec(Protocol):
 class _ArrayCodec:
     """Values of one dtype, stored as they lie in memory."""
 
-    def __init__(self, name: str, dtype: str, fill_value: str | int) -> None:
+    def __init__(self, name: str, dtype: str, fill_value: str | int, exponent: int) -> None:
+        """`exponent` is the mask of the exponent's bits: all of them set means infinite or NaN."""
         self.name = name
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.fill_value = fill_value
+        self._bits: np.dtype[Any] = np.dtype(f"<u{self.dtype.itemsize}")
+        self._exponent = self._bits.type(exponent)
 
-    def encode(self, features: NDArray[np.float32]) -> bytes:
-        if features.dtype != np.float32 or features.ndim != 2:
+    def encode(self, features: NDArray[Any]) -> bytes:
+        if features.dtype not in (np.float32, self.dtype) or features.ndim != 2:
             raise CodecError(
-                f"codec {self.name} stores float32 features (tokens, width), not {features.dtype} {features.shape}"
+                f"codec {self.name} takes features (tokens, width) in float32 or {self.dtype}, "
+                f"not {features.dtype} {features.shape}"
             )
-        _refuse_non_finite(
-            features,
-            "the features hold {count} values that are not finite, the first at token {token}, channel {channel}: "
-            "the teacher overflowed or its weights are damaged; run it with precision: float32",
-        )
-        stored = self._convert(features)
-        _refuse_non_finite(
-            self.to_float32(stored),
-            f"{{count}} values are out of {self.name}'s range, the first at token {{token}}, channel {{channel}}: "
-            "set store.codec to bfloat16 or float32",
-        )
+        if features.dtype == np.float32 and not np.isfinite(features).all():
+            raise CodecError(
+                f"the features hold {_non_finite(features)}: the teacher overflowed or its weights are damaged; "
+                "run it with precision: float32"
+            )
+        stored = features if features.dtype == self.dtype else self._convert(features)
+        if not self.all_finite(stored):
+            raise CodecError(
+                f"codec {self.name} cannot hold the features: {_non_finite(self.to_float32(stored))} when coded; "
+                f"its range is too small, set store.codec to {'float32' if self.name == 'bfloat16' else 'bfloat16'}"
+            )
         return stored.tobytes()
 
     def decode(self, payload: bytes | memoryview, tokens: int, width: int) -> NDArray[Any]:
@@ -95,6 +107,10 @@ class _ArrayCodec:
 
     def to_float32(self, array: NDArray[Any]) -> NDArray[np.float32]:
         return array.astype(np.float32)
+
+    def all_finite(self, array: NDArray[Any]) -> bool:
+        # Integer arithmetic: several times as fast as isfinite of half-precision values.
+        return not ((array.view(self._bits) & self._exponent) == self._exponent).any()
 
     def nbytes(self, tokens: int, width: int) -> int:
         return tokens * width * self.dtype.itemsize
@@ -116,17 +132,16 @@ class _BFloat16(_ArrayCodec):
         return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
 
 
-def _refuse_non_finite(values: NDArray[np.float32], message: str) -> None:
-    finite = np.isfinite(values)
-    if not finite.all():
-        token, channel = np.argwhere(~finite)[0]
-        raise CodecError(message.format(count=int((~finite).sum()), token=token, channel=channel))
+def _non_finite(values: NDArray[np.float32]) -> str:
+    where = np.argwhere(~np.isfinite(values))
+    token, channel = where[0]
+    return f"{len(where)} values that are not finite, the first at token {token}, channel {channel}"
 
 
 CODECS: Final[dict[str, Codec]] = {
-    "float32": _ArrayCodec("float32", "<f4", "NaN"),
-    "float16": _ArrayCodec("float16", "<f2", "NaN"),
-    "bfloat16": _BFloat16("bfloat16", "<u2", BFLOAT16_NAN),
+    "float32": _ArrayCodec("float32", "<f4", "NaN", 0x7F800000),
+    "float16": _ArrayCodec("float16", "<f2", "NaN", 0x7C00),
+    "bfloat16": _BFloat16("bfloat16", "<u2", BFLOAT16_NAN, 0x7F80),
 }
 
 

@@ -37,11 +37,11 @@ class ShardWriter:
         self._file = self._container.writer(self._sink, layout)
         self._rows: list[RowRecord] = []
 
-    def add(self, view_id: int, features: NDArray[np.float32], *, pixels: str, decoder: str) -> None:
+    def add(self, view_id: int, features: NDArray[Any], *, pixels: str, decoder: str) -> None:
         """Store a view's target.
 
         Args:
-            features: float32 (N, D), finite.
+            features: (N, D), finite, in float32 or in the codec's own dtype.
             pixels: xxh3 (64 bit, 16 hexadecimal digits) of the rendered pixels that the teacher saw.
             decoder: who decoded them.
 
@@ -197,7 +197,7 @@ def _payload_problem(payload: bytes, row: RowRecord, layout: ShardLayout) -> str
     codec, column = get_codec(layout.column.codec), layout.column
     if len(payload) != codec.nbytes(column.tokens, column.width):
         return f"the payload has {len(payload)} bytes, a row has {codec.nbytes(column.tokens, column.width)}"
-    if not np.isfinite(codec.to_float32(codec.decode(payload, column.tokens, column.width))).all():
+    if not codec.all_finite(codec.decode(payload, column.tokens, column.width)):
         return "the payload holds values that are not finite"
     return None
 
