@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,8 +311,12 @@ class Store:
         if covered:
             atomic.remove_file(self.seal_path)
 
-    def reopen_rows(self, statuses: Sequence[str]) -> list[tuple[str, int]]:
-        """Withdraw every shard that holds a row of one of these statuses; returns (column, shard) of each."""
+    def reopen_rows(self, statuses: Sequence[str], *, among: Container[int] | None = None) -> list[tuple[str, int]]:
+        """Withdraw every shard that holds a row of one of these statuses; returns (column, shard) of each.
+
+        Args:
+            among: views that count; all of them when None.
+        """
         unknown = [status for status in statuses if status not in STATUSES[1:]]
         if unknown:
             raise CommitError(f"status {', '.join(unknown)} cannot be retried; allowed: {', '.join(STATUSES[1:])}")
@@ -320,7 +324,10 @@ class Store:
             (column, shard)
             for column in self.columns
             for shard in sorted(self.committed(column))
-            if any(row.status in statuses for row in self.record(column, shard).rows)
+            if any(
+                row.status in statuses and (among is None or row.view_id in among)
+                for row in self.record(column, shard).rows
+            )
         ]
         for column, shard in reopened:
             self.withdraw(column, shard)
