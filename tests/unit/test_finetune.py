@@ -1,0 +1,169 @@
+"""What a fine-tuning batch holds, and the loss that it minimises."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mvd_offline.errors import VideoError
+from mvd_offline.finetune import FinetuneReader, FinetuneTask
+from mvd_offline.models.classifier import build_classifier
+from mvd_offline.recipe import AugmentSection, ClassifierSection, ClipSection, FinetuneRecipe
+from mvd_offline.training.catalogs import CatalogRows
+from mvd_offline.training.order import BatchRequest
+from mvd_offline.video.crops import CropBox
+from mvd_offline.video.decode import decode
+from mvd_offline.video.render import crop_and_resize
+
+MODEL = ClassifierSection(width=48, depth=2, heads=3, classes=3)
+DENSE = ClipSection(frames=4, stride=4, image_size=32)
+UNIFORM = ClipSection(frames=4, image_size=32, sampling="uniform")
+
+
+def request(*rows: int, epoch: int = 0) -> BatchRequest:
+    return BatchRequest(epoch, 0, 0, True, rows)
+
+
+@pytest.fixture
+def reader(known_videos: Any) -> Callable[..., FinetuneReader]:
+    """Reads the ramp (row 0) and the disc (row 1)."""
+
+    def make(clip: ClipSection = DENSE, **changes: Any) -> FinetuneReader:
+        sites = {"drop_path_sites": 4, "dropout_sites": 0, "augment": AugmentSection(), "seed": 0}
+        videos = (known_videos.ramp, known_videos.disc)
+        return FinetuneReader(videos=videos, root=known_videos.root, clip=clip, **(sites | changes))
+
+    return make
+
+
+# ---- what a batch holds ------------------------------------------------------------------------------------------
+
+
+def test_dense_sampling_reads_a_random_window_of_frames_times_stride(reader: Any, known_videos: Any) -> None:
+    read = reader(DENSE)
+    found = [known_videos.frames_in(read(request(0, epoch=epoch))["clips"][0].numpy()) for epoch in range(20)]
+    # Four points over 16 frames, both ends included, the end clipped: 16 / 3 apart, as released.
+    assert {tuple(i - clip[0] for i in clip) for clip in found} == {(0, 5, 10, 15)}
+    assert len({clip[0] for clip in found}) > 8
+    assert all(0 <= clip[0] <= 37 for clip in found)
+
+
+def test_uniform_sampling_reads_a_random_frame_of_each_segment(reader: Any, known_videos: Any) -> None:
+    read = reader(UNIFORM)
+    found = [known_videos.frames_in(read(request(0, epoch=epoch))["clips"][0].numpy()) for epoch in range(20)]
+    bounds = (0, 13, 26, 40, 53)
+    for k in range(4):
+        frames = {clip[k] for clip in found}
+        assert min(frames) >= bounds[k]
+        assert max(frames) <= bounds[k + 1]
+        assert len(frames) > 5
+
+
+def test_a_clip_is_one_crop_resized_without_antialiasing(reader: Any, known_videos: Any) -> None:
+    whole = AugmentSection(area=(1.0, 1.0), aspect=(64 / 48, 64 / 48), flip=0.0)
+    clip = reader(ClipSection(frames=2, stride=10, image_size=16), augment=whole)(request(1))["clips"][0]
+    frames = decode(known_videos.root / "disc.mp4", (0, 19)).frames  # 20 frames, a span of 20: both ends
+    expected = crop_and_resize(frames, CropBox(0, 0, 64, 48), 16, 16, resample="bilinear")
+    assert torch.equal(clip, torch.from_numpy(expected))
+
+
+def test_the_flip_is_that_of_the_recipe(reader: Any) -> None:
+    plain, flipped = (reader(augment=AugmentSection(flip=flip))(request(1))["clips"] for flip in (0.0, 1))
+    assert torch.equal(plain.flip(3), flipped)
+    assert not torch.equal(plain, flipped)
+
+
+def test_a_batch_is_a_function_of_seed_epoch_and_videos(reader: Any) -> None:
+    one = reader(dropout_sites=48)(request(0, 1))
+    again = reader(dropout_sites=48)(request(1, 0))
+    for name, value in one.items():
+        assert torch.equal(value, again[name].flip(0)), name
+    for other in (reader(dropout_sites=48)(request(0, 1, epoch=1)), reader(dropout_sites=48, seed=1)(request(0, 1))):
+        differing = {name for name, value in one.items() if not torch.equal(value, other[name])}
+        assert differing == {"clips", "drop_path", "dropout"}
+
+
+def test_labels_and_noise_have_a_row_for_each_video(reader: Any) -> None:
+    batch = reader(dropout_sites=48)(request(0, 1, 0))
+    assert batch["labels"].tolist() == [1, 0, 1]
+    assert batch["clips"].shape == (3, 4, 32, 32, 3)
+    assert batch["drop_path"].shape == (3, 4)
+    assert batch["dropout"].shape == (3, 48)
+    assert "dropout" not in reader()(request(0))
+
+
+def test_a_video_that_changed_since_its_scan_is_an_error_that_names_it(reader: Any) -> None:
+    read = reader()
+    read.videos = (replace(read.videos[0], width=480, height=320),)
+    with pytest.raises(VideoError, match=r"^ramp\.mp4: frames are 48 x 32 pixels, but the plan was made for 480 x 320"):
+        read(request(0))
+
+
+# ---- the loss ----------------------------------------------------------------------------------------------------
+
+
+def task(known_videos: Any, folder: Path, **changes: Any) -> FinetuneTask:
+    recipe = FinetuneRecipe(kind="finetune", name="unit", clip=DENSE, **({"model": MODEL} | changes))
+    return FinetuneTask(recipe, CatalogRows(known_videos.write_catalog(folder / "catalog.parquet")), None)
+
+
+class Says(nn.Module):
+    """A model that gives these logits."""
+
+    def __init__(self, *logits: list[float]) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, video: Tensor, drop_path: Tensor, dropout: Tensor | None) -> Tensor:
+        assert video.dtype == torch.float32
+        return self.logits
+
+
+def test_label_smoothing_by_hand(known_videos: Any, tmp_path: Path) -> None:
+    batch = {
+        "clips": torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1]),
+        "drop_path": torch.zeros(2, 4),
+    }
+    found = task(known_videos, tmp_path, label_smoothing=0.3).loss(Says([2.0, 0.0, -1.0], [2.0, 0.0, -1.0]), batch)
+    # The right class has 1 - 0.3 + 0.3 / 3 = 0.8, each other one 0.1.
+    normaliser = math.log(math.exp(2) + 1 + math.exp(-1))
+    right_is_0 = -(0.8 * 2.0 + 0.1 * 0.0 + 0.1 * -1.0) + normaliser
+    right_is_1 = -(0.1 * 2.0 + 0.8 * 0.0 + 0.1 * -1.0) + normaliser
+    assert found["loss"].item() == pytest.approx((right_is_0 + right_is_1) / 2, rel=1e-6)
+    assert found["accuracy"].item() == 0.5
+
+
+def test_the_learning_rate_falls_by_layer_and_norms_are_not_decayed(known_videos: Any, tmp_path: Path) -> None:
+    optim = {"layer_decay": 0.5, "weight_decay": 0.05}
+    groups = task(known_videos, tmp_path, optim=optim).groups()
+    scale = {name: group["lr_scale"] for group in groups for name in group["names"]}  # type: ignore[attr-defined]
+    decay = {name: group["weight_decay"] for group in groups for name in group["names"]}  # type: ignore[attr-defined]
+    assert scale["head.weight"] == scale["fc_norm.weight"] == 1.0
+    assert scale["blocks.1.attn.qkv.weight"] == 0.5
+    assert scale["blocks.0.norm1.bias"] == 0.25
+    assert scale["patch_embed.proj.weight"] == 0.125
+    assert {name for name, value in decay.items() if value} == {
+        name
+        for name in scale
+        if name.endswith(("proj.weight", "qkv.weight", "fc1.weight", "fc2.weight", "head.weight"))
+    }
+
+
+def test_dropout_comes_from_the_batch_so_it_does_not_depend_on_its_split() -> None:
+    torch.manual_seed(0)
+    model = build_classifier(MODEL.model_copy(update={"head_dropout": 0.5, "head_init_scale": 1.0}), DENSE).train()
+    video, drop_path, dropout = torch.randn(4, 3, 4, 32, 32), torch.rand(4, 4), torch.rand(4, 48)
+    whole = model(video, drop_path, dropout)
+    halves = [model(video[part], drop_path[part], dropout[part]) for part in (slice(0, 2), slice(2, 4))]
+    torch.testing.assert_close(torch.cat(halves), whole)
+    expected = model.head(2.0 * model.features(video, drop_path) * (dropout >= 0.5))
+    torch.testing.assert_close(whole, expected)
+    torch.testing.assert_close(model.eval()(video, drop_path, dropout), model.head(model.features(video)))
