@@ -255,7 +255,7 @@ def _unreadable(failures: Sequence[tuple[str, str]]) -> MvdError:
     listed = "; ".join(f"{video}: {reason}" for video, reason in failures[:10])
     more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
     return MvdError(
-        f"{len(failures)} test videos cannot be read ({listed}{more}). A test that leaves videos out is another test: "
+        f"{len(failures)} test video{'s' if len(failures) > 1 else ''} cannot be read ({listed}{more}). A test that leaves videos out is another test: "
         "repair them, or say --skip-unreadable to leave them out knowingly."
     )
 

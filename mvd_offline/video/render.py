@@ -65,7 +65,7 @@ def render(view: View, root: str | Path, image_size: int, *, resample: Resample 
 
     Raises:
         VideoError: the view's status is not ok, the file is gone or does not decode, or its frames have another size
-            than when the plan was made. Paths in the error are relative to `root`.
+            than the scan saw. Paths in the error are relative to `root`.
     """
     return render_sizes(view, root, (image_size,), resample=resample)[image_size]
 
@@ -86,8 +86,8 @@ def render_sizes(
     if (width, height) != (view.width, view.height):
         raise VideoError(
             view.path,
-            f"frames are {width} x {height} pixels, but the plan was made for {view.width} x {view.height}: the file "
-            "changed since; scan the videos and plan again, or put the old file back",
+            f"frames are {width} x {height} pixels, but were {view.width} x {view.height} when the videos were scanned: "
+            "the file changed since; scan again (and plan again), or put the old file back",
             decoder=decoded.decoder,
         )
     cut = partial(crop_and_resize, decoded.frames, view.crop, flip=view.flip, resample=resample)

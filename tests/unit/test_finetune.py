@@ -102,7 +102,7 @@ def test_labels_and_noise_have_a_row_for_each_video(reader: Any) -> None:
 def test_a_video_that_changed_since_its_scan_is_an_error_that_names_it(reader: Any) -> None:
     read = reader()
     read.videos = (replace(read.videos[0], width=480, height=320),)
-    with pytest.raises(VideoError, match=r"^ramp\.mp4: frames are 48 x 32 pixels, but the plan was made for 480 x 320"):
+    with pytest.raises(VideoError, match=r"^ramp\.mp4: frames are 48 x 32 pixels, but were 480 x 320 when"):
         read(request(0))
 
 

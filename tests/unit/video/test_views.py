@@ -235,7 +235,7 @@ def test_the_pixel_hash_is_that_of_the_bytes_in_c_order() -> None:
 def test_a_file_whose_frames_changed_size_is_refused(one_video: tuple[View, Path]) -> None:
     view, root = one_video
     encode(root / "a.mp4", np.zeros((40, 64, 64, 3), np.uint8), 25)
-    with pytest.raises(VideoError, match="the plan was made for 88 x 64: the file changed"):
+    with pytest.raises(VideoError, match="were 88 x 64 when the videos were scanned: the file changed"):
         render(view, root, 32)
 
 
