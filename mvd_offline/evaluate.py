@@ -254,9 +254,10 @@ def _refuse_non_finite(probabilities: Mapping[int, NDArray[np.float64]], videos:
 def _unreadable(failures: Sequence[tuple[str, str]]) -> MvdError:
     listed = "; ".join(f"{video}: {reason}" for video, reason in failures[:10])
     more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
+    count = f"{len(failures)} test video{'s' if len(failures) > 1 else ''}"
     return MvdError(
-        f"{len(failures)} test video{'s' if len(failures) > 1 else ''} cannot be read ({listed}{more}). A test that leaves videos out is another test: "
-        "repair them, or say --skip-unreadable to leave them out knowingly."
+        f"{count} cannot be read ({listed}{more}). A test that leaves videos out is another test: repair them, or say "
+        "--skip-unreadable to leave them out knowingly."
     )
 
 

@@ -86,8 +86,8 @@ def render_sizes(
     if (width, height) != (view.width, view.height):
         raise VideoError(
             view.path,
-            f"frames are {width} x {height} pixels, but were {view.width} x {view.height} when the videos were scanned: "
-            "the file changed since; scan again (and plan again), or put the old file back",
+            f"frames are {width} x {height} pixels, but were {view.width} x {view.height} when the videos were "
+            "scanned: the file changed since; scan again (and plan again), or put the old file back",
             decoder=decoded.decoder,
         )
     cut = partial(crop_and_resize, decoded.frames, view.crop, flip=view.flip, resample=resample)
