@@ -23,10 +23,8 @@ from mvd_offline.shards import atomic
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.containers import ShardLayout, get_container
 from mvd_offline.shards.creation import (
-    holds,
     plan_views,
     prepare_folder,
-    publish_column_files,
     read_file,
     read_header,
     some,
@@ -39,9 +37,10 @@ from mvd_offline.shards.errors import (
     MissingRowError,
     NotSealedError,
 )
-from mvd_offline.shards.index import ColumnIndex, build_table, column_index, read_table, table_bytes
+from mvd_offline.shards.index import ColumnIndex, build_table, column_index, read_table
 from mvd_offline.shards.reader import RowReader
 from mvd_offline.shards.schema import STATUSES, CommitRecord, RowRecord, SealRecord, StoreHeader, first_difference
+from mvd_offline.shards.sealing import write_index
 from mvd_offline.shards.shardfile import ShardWriter, check_file, forget_cached_pages
 
 if TYPE_CHECKING:
@@ -359,30 +358,8 @@ class Store:
                 f"{self.root} cannot be sealed, shards are missing: {'; '.join(missing)}. "
                 f"Run `mvd-offline extract {self.root}`, which makes only these."
             )
-        data = table_bytes(build_table(self.header, {name: self._present_records(name) for name in self.columns}))
-        seal = SealRecord(
-            store_id=self.store_id,
-            columns={name: spec.column_id for name, spec in self.header.columns.items()},
-            size=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-        )
-        with atomic.folder_lock(self.root):
-            publish_column_files(self.root, self.header)
-            if not (holds(self.index_path, data) and holds(self.seal_path, seal.to_bytes())):
-                atomic.remove_file(self.seal_path)
-                atomic.publish_bytes(self.index_path, data)
-                atomic.publish_bytes(self.seal_path, seal.to_bytes())
+        write_index(self)
         self.refresh()
-
-    def _present_records(self, column: str) -> Iterator[CommitRecord]:
-        """Every record of a column, whose shard file is there with the size that it says."""
-        for shard in range(self.shard_count):
-            record, path = self.record(column, shard), self.shard_path(column, shard)
-            size = path.stat().st_size if path.exists() else None
-            if size != record.size:
-                found = "is gone" if size is None else f"has {size} bytes, its record says {record.size}"
-                raise CorruptionError(f"column {column}, shard {shard}: {path} {found}. {REPAIR_SHARD}")
-            yield record
 
     # ---- reading -------------------------------------------------------------------------------------------------
 

@@ -154,7 +154,19 @@ LAYERS = [
     {"models", "video", "losses"},
     {"training", "targets"},
     # One file a job; the frame of the package and the command line come on top.
-    {"extract", "distill", "pretrain", "finetune", "evaluate", "planner", "inspection", "curves", "bench", "demo"},
+    {
+        "extract",
+        "distill",
+        "pretrain",
+        "finetune",
+        "evaluate",
+        "planner",
+        "inspection",
+        "recompute",
+        "curves",
+        "bench",
+        "demo",
+    },
     {"cli"},
     {"__main__"},
 ]
