@@ -56,6 +56,7 @@ def finetune(
     """
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
     rows = CatalogRows(catalog_path)
+    rows.require_sizes(recipe.optim, recipe.training, accelerator.num_processes)
     rows.require_labels(recipe.model.classes)
     task = FinetuneTask(recipe, rows, init)
     open_run(run, recipe, {"source": rows.source, "init": task.start}, main=accelerator.is_main_process)

@@ -47,6 +47,7 @@ def pretrain(
     """
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
     rows = CatalogRows(catalog_path)
+    rows.require_sizes(recipe.optim, recipe.training, accelerator.num_processes)
     open_run(run, recipe, {"source": rows.source}, main=accelerator.is_main_process)
     if accelerator.is_main_process:
         say_left_out(rows)

@@ -1,0 +1,261 @@
+"""Fine-tuning and its test on real, small videos: from a student and from scratch, killed, and on two processes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from small_runs import command, launched, make_videos, once, run, started, wait_until
+
+from mvd_offline.cli.main import main
+from mvd_offline.finetune import finetune
+from mvd_offline.models import load_classifier, load_student
+from mvd_offline.models.saving import save_model
+from mvd_offline.models.student import build_student
+from mvd_offline.recipe import DecoderSection, StudentSection, ViewSection, load_finetune
+from mvd_offline.video.catalog import Catalog
+
+# 12 videos of 4 classes: 3 steps an epoch, each of two micro-batches.
+RECIPE: dict[str, Any] = {
+    "kind": "finetune",
+    "name": "small",
+    "clip": {"frames": 4, "stride": 2, "image_size": 32},
+    "model": {
+        "width": 48, "depth": 2, "heads": 3, "classes": 4,
+        "drop_path": 0.2, "head_dropout": 0.3, "head_init_scale": 1.0,
+    },
+    "optim": {
+        "epochs": 8, "warmup_epochs": 1, "batch_size": 4, "micro_batch_size": 2,
+        "base_lr": 2.0e-3, "min_lr": 1.0e-5, "lr_reference_batch": 4, "layer_decay": 0.75,
+    },
+    "training": {
+        "workers": 0, "log_every_steps": 1, "checkpoint_every_epochs": 0.34, "tensorboard": False,
+    },
+    "evaluation": {"segments": 2, "crops": 3, "batch_size": 12},
+}  # fmt: skip
+STEPS = 24
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the launched commands have: sums in another order would differ in their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "videos", make_videos) / "catalog.parquet"
+
+
+@pytest.fixture(scope="module")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, catalog: Path) -> Path:
+    """A run from scratch that nothing interrupted."""
+
+    def make(folder: Path) -> None:
+        torch.set_num_threads(1)
+        finetune(load_finetune(RECIPE), catalog_path=catalog, run=folder)
+
+    return once(tmp_path_factory, "finetune-whole", make)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student's file, with random weights."""
+    torch.manual_seed(5)
+    section = StudentSection(width=48, depth=2, heads=3, decoder=DecoderSection(depth=1))
+    path = tmp_path_factory.mktemp("student") / "student.safetensors"
+    save_model(path, build_student(section, ViewSection(frames=4, image_size=32), {"image": 24, "video": 40}))
+    return path
+
+
+def changed(changes: dict[str, Any]) -> dict[str, Any]:
+    data = copy.deepcopy(RECIPE)
+    for path, value in changes.items():
+        section, key = path.split(".")
+        data[section][key] = value
+    return data
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without what depends on the machine."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+
+
+# ---- a run and its test ------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_classifier_that_loads_without_arguments(whole_run: Path) -> None:
+    classifier = load_classifier(whole_run / "classifier.safetensors")
+    assert classifier(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 4)
+    assert classifier.positions == "sincos_3d"
+    assert [line["step"] for line in records(whole_run)] == list(range(1, STEPS + 1))
+    assert {"loss", "accuracy", "lr", "grad_norm", "epoch"} <= records(whole_run)[0].keys()
+
+
+def test_evaluate_prints_the_accuracies_and_writes_them(
+    whole_run: Path, catalog: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(whole_run), "--videos", str(catalog)]) == 0
+    result = json.loads((whole_run / "evaluation.json").read_text())
+    printed = capsys.readouterr().out
+    assert f"top-1 {100 * result['top1']:.2f} %, top-5 100.00 % on 12 videos (2 segments x 3 crops)" in printed
+    assert f"per class: {whole_run / 'per_class.csv'}" in printed
+    assert sum(row["top1"] for row in result["classes"]) == round(12 * result["top1"])
+    assert len((whole_run / "per_class.csv").read_text().splitlines()) == 5
+
+    assert main(["evaluate", str(whole_run), "--videos", str(catalog), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+
+
+def test_a_run_starts_from_a_students_encoder(student: Path, catalog: Path, tmp_path: Path) -> None:
+    frozen = changed({"optim.base_lr": 1e-12, "optim.min_lr": 0.0, "optim.epochs": 1})
+    finetune(load_finetune(frozen), catalog_path=catalog, init=student, run=tmp_path / "run")
+    classifier = load_classifier(tmp_path / "run" / "classifier.safetensors")
+    video = torch.randn(2, 3, 4, 32, 32)
+    torch.testing.assert_close(classifier.encode_tokens(video), load_student(student).encode_tokens(video))
+    assert main(["evaluate", str(tmp_path / "run"), "--videos", str(catalog)]) == 0
+
+
+def test_uniform_sampling_trains_and_is_tested(catalog: Path, tmp_path: Path) -> None:
+    recipe = changed({"clip.sampling": "uniform", "optim.epochs": 2})
+    finetune(load_finetune(recipe), catalog_path=catalog, run=tmp_path / "run")
+    assert main(["evaluate", str(tmp_path / "run"), "--videos", str(catalog)]) == 0
+    assert len(records(tmp_path / "run")) == 6
+
+
+def test_a_tiny_classifier_learns_eight_videos_by_heart(catalog: Path, tmp_path: Path) -> None:
+    all_videos = Catalog.read(catalog)
+    eight = tuple(video for video in all_videos.videos if not video.path.endswith("00002.mp4"))
+    Catalog(eight, all_videos.root, all_videos.classes).write(tmp_path / "eight.parquet")
+    recipe = changed({
+        "model.drop_path": 0.0, "model.head_dropout": 0.0, "optim.layer_decay": 1.0, "optim.weight_decay": 0.0,
+        "optim.epochs": 40, "optim.warmup_epochs": 4, "optim.batch_size": 8, "optim.micro_batch_size": 8,
+        "training.checkpoint_every_epochs": 100,
+    }) | {"label_smoothing": 0.0, "augment": {"area": [0.9, 1.0], "flip": 0.0}}  # fmt: skip
+    finetune(load_finetune(recipe), catalog_path=tmp_path / "eight.parquet", run=tmp_path / "run")
+    losses = [line["loss"] for line in records(tmp_path / "run")]
+    assert losses[0] > 1.0
+    assert sum(losses[-5:]) / 5 < losses[0] / 5
+
+
+# ---- interruption, processes -------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    whole_run: Path, recipe_file: Path, catalog: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    words = command("finetune", recipe_file, "--videos", catalog, "--run", folder)
+
+    def reached() -> bool:
+        return (folder / "metrics.jsonl").is_file() and len((folder / "metrics.jsonl").read_bytes().splitlines()) >= 8
+
+    with started(words, tmp_path / "log") as process:
+        assert wait_until(lambda: reached() or process.poll() is not None, seconds=120), (tmp_path / "log").read_text()
+        process.kill()
+        process.wait()
+    assert (folder / "checkpoints").is_dir()
+    assert not (folder / "checkpoints" / f"step-{STEPS:07d}").exists(), "it ended before it was killed"
+
+    summary = finetune(load_finetune(RECIPE), catalog_path=catalog, run=folder)
+    assert summary.steps < STEPS
+    assert records(folder) == records(whole_run)
+    saved = [(path / "classifier.safetensors").read_bytes() for path in (folder, whole_run)]
+    assert saved[0] == saved[1]
+
+
+def test_two_processes_train_and_test_as_one_does(
+    whole_run: Path, recipe_file: Path, catalog: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train = ["finetune", str(recipe_file), "--videos", str(catalog), "--run", str(folder), "--json"]
+    test = ["evaluate", str(folder), "--videos", str(catalog), "--json"]
+    # One launch for both commands: starting two processes takes longer than what they do.
+    script = tmp_path / "both.py"
+    script.write_text(f"from mvd_offline.cli.main import main\nassert main({train}) == 0\nassert main({test}) == 0\n")
+    arguments = launched(2)
+    output = run([*arguments[: arguments.index("-m")], str(script)], tmp_path / "log")
+
+    losses = [[line["loss"] for line in records(path)] for path in (folder, whole_run)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    both = (folder / "evaluation.json").read_bytes()
+    assert output.count('"top1":') == 1 + 4, "one process prints"
+    (folder / "evaluation.json").unlink()
+    assert main(["evaluate", str(folder), "--videos", str(catalog)]) == 0
+    assert (folder / "evaluation.json").read_bytes() == both
+
+
+def test_a_run_goes_on_only_from_the_weights_and_the_data_that_it_began_with(
+    whole_run: Path, student: Path, catalog: Path, tmp_path: Path, complains: Complains
+) -> None:
+    words = ("finetune", "--run", str(whole_run), "--videos", str(catalog))
+    complains(*words, "--init", str(student), status=1, message="init was 'scratch' and is ")
+    complains(*words, "--set", "label_smoothing=0.2", status=2, message="was started with label_smoothing = 0.1")
+    all_videos = Catalog.read(catalog)
+    Catalog(all_videos.videos[1:], all_videos.root, all_videos.classes).write(tmp_path / "fewer.parquet")
+    complains(*words[:-1], str(tmp_path / "fewer.parquet"), status=1, message="source was ")
+
+
+# ---- mistakes ----------------------------------------------------------------------------------------------------
+
+Complains = Callable[..., None]
+
+
+@pytest.fixture
+def complains(recipe_file: Path, capsys: pytest.CaptureFixture[str]) -> Complains:
+    """Runs `finetune` with the small recipe in this process; it must fail with one line that holds the message."""
+
+    def check(name: str, *words: str, status: int, message: str) -> None:
+        capsys.readouterr()
+        found = main([name, str(recipe_file), *words] if name == "finetune" else [name, *words])
+        error = capsys.readouterr().err
+        assert found == status, error
+        assert message in error
+        assert error.count("\n") == 1
+        assert "this is a bug" not in error
+
+    return check
+
+
+def test_mistakes_are_found_before_any_work(
+    student: Path, whole_run: Path, catalog: Path, tmp_path: Path, complains: Complains
+) -> None:
+    new, videos = ("--run", str(tmp_path / "new")), ("--videos", str(catalog))
+    none = str(tmp_path / "none")
+    complains("finetune", *new, "--videos", none, status=2, message="no such catalog")
+    complains("finetune", *new, *videos, "--init", none, status=1, message=f"{none}: no such file or folder")
+    depth = ("--set", "model.depth=3", "--init", str(student))
+    complains("finetune", *new, *videos, *depth, status=1, message="missing: blocks.2.attn.proj.bias")
+    classes = ("--set", "model.classes=5")
+    complains("finetune", *new, *videos, *classes, status=2, message="has 4 classes and model.classes is 5")
+    many = ("--set", "optim.batch_size=16")
+    complains("finetune", *new, *videos, *many, status=2, message="an epoch has 12 usable samples")
+    odd = ("--set", "optim.micro_batch_size=3")
+    complains("finetune", *new, *videos, *odd, status=2, message="no multiple of optim.micro_batch_size (3)")
+    complains("evaluate", none, *videos, status=2, message="has no classifier.safetensors")
+    complains("evaluate", str(whole_run), "--videos", none, status=2, message="no such catalog")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_label_outside_the_classes_is_refused(catalog: Path, tmp_path: Path, complains: Complains) -> None:
+    unnamed = Catalog.read(catalog)
+    Catalog(unnamed.videos, unnamed.root).write(tmp_path / "unnamed.parquet")
+    words = ("--videos", str(tmp_path / "unnamed.parquet"), "--run", str(tmp_path / "new"))
+    complains("finetune", *words, "--set", "model.classes=3", status=2, message="has label 3; model.classes is 3")
