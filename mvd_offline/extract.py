@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
@@ -31,7 +32,7 @@ from mvd_offline.models.teachers import Teacher, load_teacher
 from mvd_offline.progress import ExtractProgress
 from mvd_offline.recipe import TEACHER_NAMES, TeacherName
 from mvd_offline.shards.errors import IdentityError
-from mvd_offline.shards.schema import first_difference
+from mvd_offline.shards.schema import STATUSES, first_difference
 from mvd_offline.shards.store import ShardWriter, Store, open_store
 from mvd_offline.video.feed import FeedItem, RenderFeed
 from mvd_offline.video.views import Plan, Rendered, pixel_hash
@@ -42,7 +43,7 @@ WRITE_AHEAD_BATCHES = 4
 
 @dataclass
 class ExtractSummary:
-    """What one process did; `rows` counts by status, `seconds` by stage."""
+    """What an extraction did; `rows` counts by status, `seconds` by stage."""
 
     shards: int = 0
     rows: Counter[str] = field(default_factory=Counter)
@@ -54,6 +55,13 @@ class ExtractSummary:
     sealed: bool = False
     pending_shards: int = 0
     is_main: bool = True
+
+    def take_in(self, parts: Sequence[ExtractSummary]) -> None:
+        """Become the summary of all processes: counts are summed, seconds are those of this process."""
+        self.shards = sum(part.shards for part in parts)
+        self.rows = sum((part.rows for part in parts), Counter())
+        self.failures = [failure for part in parts for failure in part.failures]
+        self.bytes_written = sum(part.bytes_written for part in parts)
 
     def to_json(self) -> dict[str, Any]:
         rate = sum(self.rows.values()) / self.elapsed_seconds if self.elapsed_seconds else 0.0
@@ -88,21 +96,19 @@ def extract(
     """
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     store = open_store(store_dir, sealed=False)
+    plan = Plan.read(store.plan_path)
     root = resolve_root(store_dir, root)
     paths = {**read_local(store_dir).teachers, **(weights or {})}
     if accelerator.is_main_process:
         store.clean_temporary()
-        if retry:
-            store.reopen_rows(retry)
+        reopen_rows(store, plan, retry)
         write_local(store_dir, Local(root.resolve(), paths))
     accelerator.wait_for_everyone()
     store.refresh()
 
-    work = {shard: [c for c in store.columns if shard in set(store.pending(c))] for shard in range(store.shard_count)}
-    mine = [(shard, columns) for shard, columns in work.items() if columns]
-    mine = mine[accelerator.process_index :: accelerator.num_processes]
     began = time.perf_counter()
     summary = ExtractSummary(is_main=accelerator.is_main_process)
+    mine = pending_work(store)[accelerator.process_index :: accelerator.num_processes]
     if mine:
         needed = {column for _, columns in mine for column in columns}
         teachers: dict[str, Teacher] = {
@@ -110,26 +116,45 @@ def extract(
             for name in TEACHER_NAMES
             if name in needed
         }
-        plan = Plan.read(store.plan_path)
-        with ExitStack() as stack:
-            sizes = [plan.section.image_size, *(teacher.image_size for teacher in teachers.values())]
-            ahead = workers + 2 * store.header.batch_rows
-            feed = stack.enter_context(
-                RenderFeed(root, sizes, workers=workers, timeout_seconds=timeout_seconds, ahead=ahead)
-            )
-            rows = sum(len(plan.shard_view_ids(shard)) for shard, _ in mine)
-            progress = stack.enter_context(ExtractProgress(rows, quiet or not accelerator.is_main_process))
+        sizes = [plan.section.image_size, *(teacher.image_size for teacher in teachers.values())]
+        ahead = workers + 2 * store.header.batch_rows
+        rows = sum(len(plan.shard_view_ids(shard)) for shard, _ in mine)
+        with (
+            RenderFeed(root, sizes, workers=workers, timeout_seconds=timeout_seconds, ahead=ahead) as feed,
+            ExtractProgress(rows, quiet or not accelerator.is_main_process) as progress,
+        ):
             _run(store, plan, feed, teachers, mine, summary, progress, accelerator.device)
-    accelerator.wait_for_everyone()
+
+    summary.take_in(gather_object([summary]))
     if accelerator.is_main_process:
         store.refresh()
-        summary.pending_shards = len({shard for column in store.columns for shard in store.pending(column)})
+        summary.pending_shards = len(pending_work(store))
         if not summary.pending_shards:
             store.seal()
             summary.sealed = True
     accelerator.wait_for_everyone()
     summary.elapsed_seconds = time.perf_counter() - began
     return summary
+
+
+def pending_work(store: Store) -> list[tuple[int, list[str]]]:
+    """Shards that lack a column, ascending, with the columns that they lack."""
+    pending = {column: set(store.pending(column)) for column in store.columns}
+    work = [(shard, [c for c, shards in pending.items() if shard in shards]) for shard in range(store.shard_count)]
+    return [(shard, columns) for shard, columns in work if columns]
+
+
+def reopen_rows(store: Store, plan: Plan, statuses: Sequence[str]) -> None:
+    """Withdraw the shards that hold a row of one of these statuses, so that they are made again.
+
+    Rows that have the status from the scan are no reason: the plan fixes them, and trying again cannot heal them.
+    """
+    if unknown := [status for status in statuses if status not in STATUSES[1:]]:
+        raise UsageError(
+            f"--retry {','.join(unknown)}: no row can have this status; allowed: {', '.join(STATUSES[1:])}"
+        )
+    if statuses:
+        store.reopen_rows(statuses, among={view.view_id for view in plan if view.status == "ok"})
 
 
 def load_column_teacher(store: Store, name: TeacherName, paths: Mapping[str, str], device: torch.device) -> Teacher:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mvd_offline.errors import UsageError
+from mvd_offline.shards.atomic import publish_bytes
 
 FILE = "local.json"
 
@@ -39,7 +40,7 @@ def read_local(store: Path) -> Local:
 
 def write_local(store: Path, local: Local) -> None:
     data = {"videos_root": str(local.videos_root) if local.videos_root else None, "teachers": local.teachers}
-    (store / FILE).write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    publish_bytes(store / FILE, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
 
 
 def resolve_root(store: Path, given: Path | None) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import TracebackType
 
@@ -37,7 +39,7 @@ class RenderFeed:
         self._root, self._sizes = root, tuple(dict.fromkeys(sizes))
         self._timeout, self._ahead = timeout_seconds, ahead
         # Spawned, not forked: the parent runs a GPU and threads.
-        self._pool = ProcessPool(max_workers=workers, initializer=_ignore_interrupts, context=get_context("spawn"))
+        self._pool = ProcessPool(max_workers=workers, initializer=_follow_the_parent, context=get_context("spawn"))
 
     def __enter__(self) -> RenderFeed:
         return self
@@ -86,9 +88,18 @@ class RenderFeed:
         return FeedItem(view, result, None)
 
 
-def _ignore_interrupts() -> None:
+def _follow_the_parent() -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A killed parent can stop nobody, least of all a process whose decoder hangs.
+    threading.Thread(target=_end_with_the_parent, name="end-with-the-parent", daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _render(view: View, root: Path, sizes: tuple[int, ...]) -> dict[int, Rendered] | VideoError:

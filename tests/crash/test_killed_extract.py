@@ -1,0 +1,128 @@
+"""Extraction killed and interrupted: what is left, and what a second run makes of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from small_runs import (
+    command,
+    contents,
+    descendants,
+    file_names,
+    fill,
+    hanging,
+    make_videos,
+    once,
+    plan_small,
+    run,
+    started,
+    wait_until,
+)
+
+from mvd_offline.local import read_local
+from mvd_offline.shards.verify import verify
+from mvd_offline.video.views import Plan
+
+# After how many changes of the store's set of files each run is killed. The first ones are killed while they start and
+# note the machine's paths, the others in the middle of shards and commits; a tenth is killed while it seals.
+KILL_AFTER = (1, 2, 4, 5, 6, 7, 8, 9, 10)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that is planned and empty."""
+    videos = once(tmp_path_factory, "videos", make_videos)
+    return plan_small(videos / "catalog.parquet", tmp_path_factory.mktemp("planned") / "store")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(planned: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Contents of the same store, extracted in one go."""
+    store = tmp_path_factory.mktemp("uninterrupted") / "store"
+    shutil.copytree(planned, store)
+    return contents(fill(store))
+
+
+def temporary_files(store: Path) -> list[str]:
+    return [name for name in file_names(store) if ".tmp-" in name]
+
+
+def extract(store: Path) -> list[str]:
+    return command("extract", store, "--workers", "1")
+
+
+def kill_after(changes: int, store: Path, log: Path) -> int:
+    """Start an extraction and kill it after so many changes of the store's files; returns how many shards are done."""
+    seen, count = file_names(store), 0
+
+    def has_changed() -> bool:
+        nonlocal seen, count
+        before, seen = seen, file_names(store)
+        count += before != seen
+        return count >= changes
+
+    with started(extract(store), log) as process:
+        assert wait_until(has_changed, seconds=60, step=0.0005), log.read_text()
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        assert wait_until(lambda: not descendants(process.mark), seconds=5), "decode processes outlive the extraction"
+    return sum(name.startswith("commits/") for name in file_names(store))
+
+
+def test_a_store_that_was_killed_ten_times_equals_one_made_in_one_go(
+    planned: Path, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(planned, store)
+
+    done = [kill_after(changes, store, tmp_path / f"kill{i}.log") for i, changes in enumerate(KILL_AFTER)]
+    with started(extract(store), tmp_path / "seal.log") as process:
+        assert wait_until(lambda: any("index" in name for name in file_names(store)), seconds=60, step=0.0005)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+
+    assert done == sorted(done), "a committed shard is never lost"
+    assert len(set(done)) >= 4, f"the kills must hit different stages, not {done}"
+    run(extract(store), tmp_path / "last.log")
+    assert contents(store) == uninterrupted
+    assert temporary_files(store) == []
+    assert not verify(store, "full").findings
+
+
+def test_ctrl_c_ends_with_status_130_and_one_line_and_leaves_no_temporary_file(
+    planned: Path, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    store, log = tmp_path / "store", tmp_path / "log"
+    shutil.copytree(planned, store)
+
+    with started(extract(store), log) as process:
+        assert wait_until(lambda: temporary_files(store), seconds=60, step=0.0005)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the decode processes get it as well
+        status = process.wait(30)
+        assert wait_until(lambda: not descendants(process.mark), seconds=5)
+
+    assert (status, log.read_text()) == (130, "interrupted; run the same command again to go on\n")
+    assert temporary_files(store) == []
+    assert contents(store) != uninterrupted
+    assert contents(fill(store)) == uninterrupted
+
+
+def test_no_decode_process_outlives_a_killed_extraction_even_when_it_hangs(planned: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(planned, store)
+    view = next(iter(Plan.read(store / "plan.parquet")))
+    shutil.copytree(read_local(store).videos_root, tmp_path / "videos")
+
+    with (
+        hanging(tmp_path / "videos" / view.path) as somebody_hangs,
+        started([*extract(store), "--root", str(tmp_path / "videos")], tmp_path / "log") as process,
+    ):
+        assert wait_until(somebody_hangs, seconds=60), (tmp_path / "log").read_text()
+        process.kill()
+        process.wait(10)
+        assert somebody_hangs()
+        assert wait_until(lambda: not descendants(process.mark), seconds=5), "a decode process outlives the extraction"
