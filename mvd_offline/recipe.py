@@ -39,27 +39,19 @@ class Section(BaseModel):
 # ---- what a view is, and who looks at it: the part of a recipe that a store is bound to --------------------------
 
 
-class ViewSection(Section):
-    """How views are drawn (MVD's distillation sampling and MultiScaleCrop) and their token grid."""
+class ClipGeometry(Section):
+    """The size of a clip and of its tokens."""
 
     frames: Positive = 16
     """Frames of a clip, T."""
     stride: Positive = 4
-    """Distance of neighbouring frames, in frames of the video."""
+    """Distance of neighbouring frames, in frames of the video. Uniform sampling, over the whole video, has none."""
     image_size: Positive = 224
     """Side of the rendered, square frames in pixels, S."""
     tubelet_size: Positive = 2
     """Frames of one token."""
     patch_size: Positive = 16
     """Pixels of a token's side."""
-    crop: Literal["multiscale", "center"] = "multiscale"
-    """`multiscale`: MVD's ten crop shapes at thirteen offsets. `center`: the largest centred square."""
-    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    """Sizes of the multi-scale crop, as shares of the shorter side."""
-    groups: Positive = 1
-    """Views a video; epoch e trains on group e mod groups."""
-    seed: int = 0
-    """Seed of every draw of the views."""
 
     @property
     def grid(self) -> TokenGrid:
@@ -71,8 +63,25 @@ class ViewSection(Section):
         )
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check_grid(self) -> Self:
         _ = self.grid
+        return self
+
+
+class ViewSection(ClipGeometry):
+    """How views are drawn (MVD's distillation sampling and MultiScaleCrop) and their token grid."""
+
+    crop: Literal["multiscale", "center"] = "multiscale"
+    """`multiscale`: MVD's ten crop shapes at thirteen offsets. `center`: the largest centred square."""
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Sizes of the multi-scale crop, as shares of the shorter side."""
+    groups: Positive = 1
+    """Views a video; epoch e trains on group e mod groups."""
+    seed: int = 0
+    """Seed of every draw of the views."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
         if not self.crop_scales or not all(0.0 < scale <= 1.0 for scale in self.crop_scales):
             raise ValueError(f"crop_scales must lie in (0, 1], not {self.crop_scales}")
         return self
@@ -298,26 +307,11 @@ class ClassifierSection(Section):
     head_init_scale: Annotated[float, Field(gt=0.0)] = 0.001
 
 
-class ClipSection(Section):
+class ClipSection(ClipGeometry):
     """Which frames fine-tuning and testing look at."""
 
-    frames: Positive = 16
-    stride: Positive = 4
-    """Used by dense sampling; uniform sampling covers the whole video."""
-    image_size: Positive = 224
-    tubelet_size: Positive = 2
-    patch_size: Positive = 16
     sampling: Literal["dense", "uniform"] = "dense"
     """`dense`: consecutive frames at the stride (Kinetics). `uniform`: one frame a segment (Something-Something)."""
-
-    @property
-    def grid(self) -> TokenGrid:
-        return TokenGrid.of_clip(
-            frames=self.frames,
-            image_size=self.image_size,
-            tubelet_size=self.tubelet_size,
-            patch_size=self.patch_size,
-        )
 
 
 class EvaluationSection(Section):
