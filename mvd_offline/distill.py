@@ -61,7 +61,7 @@ def distill(
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
     store = _open(recipe, store_dir)
     check_store(recipe, store)
-    identity = {"store_id": store.store_id, "plan_sha256": store.header.plan_sha256}
+    identity = {"plan_sha256": store.header.plan_sha256, "store_id": store.store_id}
     identity |= {f"column_{name}": store.header.columns[name].column_id for name in recipe.active_teachers}
     open_run(run, recipe, identity, main=accelerator.is_main_process)
     accelerator.wait_for_everyone()
@@ -90,7 +90,12 @@ def check_store(recipe: DistillRecipe, store: Store) -> None:
     for name, value in wanted.items():
         if stored.get(name) != value:
             raise _differs(f"view.{name}", value, stored.get(name), store)
+    # The order of samples follows the shards, whatever the targets.
+    if recipe.store.rows_per_shard != store.header.rows_per_shard:
+        raise _differs("store.rows_per_shard", recipe.store.rows_per_shard, store.header.rows_per_shard, store)
     if recipe.targets == "cached":
+        if recipe.store.batch_rows != store.header.batch_rows:
+            raise _differs("store.batch_rows", recipe.store.batch_rows, store.header.batch_rows, store)
         for name in recipe.active_teachers:
             if name in store.columns and store.header.columns[name].codec != recipe.store.codec:
                 raise _differs("store.codec", recipe.store.codec, store.header.columns[name].codec, store)
@@ -200,15 +205,21 @@ class DistillTask:
             drop_path_sites=self.student.drop_path_sites,
         )
 
-    def _usable_rows(self) -> NDArray[np.int64]:
+    def _usable_rows(self) -> NDArray[np.bool_]:
+        """For each row of the store's table, whether a student can learn from it."""
         if self._store.sealed:
-            return self._store.ok_rows([n for n in self._recipe.active_teachers if n in self._store.columns])
-        return np.array([view.view_id for view in self._plan if view.status == "ok"], np.int64)
+            rows = self._store.ok_rows([n for n in self._recipe.active_teachers if n in self._store.columns])
+        else:
+            rows = np.array([view.view_id for view in self._plan if view.status == "ok"], np.int64)
+        usable = np.zeros(self._plan.rows, bool)
+        usable[rows] = True
+        return usable
 
     def _shards(self, epoch: int) -> list[NDArray[np.int64]]:
         group = epoch % self._plan.groups
-        per_shard = [np.intersect1d(self._plan.shard_view_ids(s), self._ok) for s in self._plan.shards(group)]
-        return [rows for rows in per_shard if len(rows)]
+        per_shard = [self._plan.shard_view_ids(shard) for shard in self._plan.shards(group)]
+        usable = [rows[self._ok[rows]] for rows in per_shard]
+        return [rows for rows in usable if len(rows)]
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         training = self._recipe.training

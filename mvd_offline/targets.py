@@ -143,8 +143,10 @@ def check_teachers(recipe: DistillRecipe, store: Store) -> None:
             continue
         section, source = recipe.teachers[name], store.header.columns[name].source
         expected_hash = section.sha256 or _hash_of(recipe, name, str(source["weights_sha256"]))
+        heads = source["architecture"]["heads"]
         found: dict[str, tuple[Any, Any]] = {
             "sha256": (expected_hash, source["weights_sha256"]),
+            "heads": (section.heads or heads, heads),
             "image_size": (section.image_size or recipe.view.image_size, source["image_size"]),
             "precision": (section.precision, source["precision"]),
         }

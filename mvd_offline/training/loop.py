@@ -112,6 +112,7 @@ def train(
         NonFiniteLossError: before the update of the step whose loss is not finite.
         UsageError, RecipeError: sizes that do not fit; a run folder of another recipe.
     """
+    _refuse_silent_float32(training, accelerator)
     shape = BatchShape(optim.batch_size, accelerator.num_processes, optim.micro_batch_size)
     schedule = Schedule.of(task.samples_per_epoch(), optim, training)
     optimizer = build_optimizer(task.groups(), optim, accelerator.device)
@@ -178,8 +179,9 @@ def train(
                 if main:
                     here = _position_after(step, schedule, meter)
                     scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-                    checkpoints.save(here, task.identity, task.model, optimizer, scaler)
+                    # The product first: a run killed in between does these steps, and its product, again.
                     task.save(run)
+                    checkpoints.save(here, task.identity, task.model, optimizer, scaler)
                 accelerator.wait_for_everyone()
             watch.lap("save")
     finally:
@@ -304,6 +306,15 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     }
 
 
+def _refuse_silent_float32(training: TrainingSection, accelerator: Accelerator) -> None:
+    """Where accelerate has no fp16 (on a CPU), it would train in float32 without a word."""
+    if training.precision == "fp16" and accelerator.scaler is None:
+        raise UsageError(
+            f"training.precision is fp16, which needs a GPU; this run is on {accelerator.device}. "
+            "--set training.precision=bf16, or no for float32."
+        )
+
+
 def _step_seed(seed: int, request: BatchRequest) -> int:
     return KeyedStream("step", seed, request.epoch, request.batch, request.first).torch_seed()
 
@@ -325,7 +336,7 @@ def _refuse_non_finite(parts: dict[str, Tensor], step: int, rows: tuple[int, ...
     total = accelerator.reduce(parts["loss"].detach().float(), reduction="sum")
     if bool(torch.isfinite(total)):
         return
-    values = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
+    values = ", ".join(f"{name} {float(value.detach()):g}" for name, value in parts.items())
     raise NonFiniteLossError(
         f"the loss of step {step} is not finite on process {accelerator.process_index} or one beside it ({values}; "
         f"rows of this micro-batch: {', '.join(map(str, rows))}). No update was made. Look at the rows with "

@@ -83,7 +83,9 @@ class MetricsWriter:
         os.replace(temporary, self._path)
 
     def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        # JSON has no infinity, which a gradient's norm is while fp16 looks for its scale.
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None:
             flat = {**{k: v for k, v in record.items() if k != "time"}, **record.get("time", {})}

@@ -72,8 +72,9 @@ class Checkpoints:
         if final.exists():
             return final
         self.folder.mkdir(parents=True, exist_ok=True)
+        for abandoned in self.folder.glob(".tmp-*"):
+            shutil.rmtree(abandoned)
         temporary = self.folder / f".tmp-{final.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         # Cloned: safetensors refuses tensors that share memory, as equal position tables do.
         tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

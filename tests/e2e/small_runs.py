@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -114,6 +115,18 @@ def fill(store: Path, *options: str) -> Path:
     return store
 
 
+def make_store(folder: Path) -> None:
+    """`videos/`, `catalog.parquet`, and a finished float32 `store` of them."""
+    make_videos(folder)
+    fill(plan_small(folder / "catalog.parquet", folder / "store"))
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, without what depends on the machine."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "time"} for line in lines]
+
+
 def contents(store: Path) -> dict[str, bytes]:
     """Every file of a store, but for the notes about this machine."""
     files = {path.relative_to(store).as_posix(): path for path in store.rglob("*") if path.is_file()}
@@ -140,16 +153,10 @@ def command(*words: str | Path) -> list[str]:
 
 
 def launched(processes: int, *words: str | Path) -> list[str]:
+    """The command under `accelerate launch`, on gloo."""
     port = 20000 + os.getpid() % 20000
-    return [
-        *LAUNCH,
-        "--num_processes",
-        str(processes),
-        "--main_process_port",
-        str(port),
-        *("-m", "mvd_offline"),
-        *map(str, words),
-    ]
+    options = ["--num_processes", str(processes), "--main_process_port", str(port)]
+    return [*LAUNCH, *options, "-m", "mvd_offline", *map(str, words)]
 
 
 @contextmanager
@@ -208,14 +215,14 @@ def hanging(path: Path) -> Iterator[Callable[[], bool]]:
     Yields a function that tells whether somebody waits. (The system ends the wait after 45 s.)
     """
     ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # how the system asks
-    handle = os.open(path, os.O_RDWR)
+    handle, locks = os.open(path, os.O_RDWR), Path("/proc/locks")
     place = f":{path.stat().st_ino} "
     try:
         try:
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError as error:
             pytest.skip(f"this file system knows no leases, so that no file can be made to hang: {error}")
-        yield lambda: any("BREAKING" in line and place in line for line in Path("/proc/locks").open())
+        yield lambda: any("BREAKING" in line and place in line for line in locks.read_text().splitlines())
     finally:
         os.close(handle)
         signal.signal(signal.SIGIO, ignored)

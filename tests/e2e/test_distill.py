@@ -1,0 +1,303 @@
+"""Distillation on real, small videos: cached targets against online ones, what is refused, what stops a run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from small_runs import fill, make_store, metrics, once, plan_small, scan_videos, small_recipe, write_recipe
+from torch import Tensor
+
+from mvd_offline.cli.main import main
+from mvd_offline.distill import DistillTask, distill
+from mvd_offline.errors import PixelMismatchError
+from mvd_offline.models import load_student
+from mvd_offline.shards import open_store
+from mvd_offline.targets import open_targets
+from mvd_offline.training.loop import batches_of
+from mvd_offline.training.optim import build_optimizer, set_learning_rate
+from mvd_offline.video.decode import decode
+from mvd_offline.video.synthetic import encode
+from mvd_offline.video.views import Plan
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps the precision of a process's first run for all later ones."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return once(tmp_path_factory, "store", make_store)
+
+
+@pytest.fixture(scope="module")
+def store(made: Path) -> Path:
+    """A finished float32 store; tests only read it."""
+    return made / "store"
+
+
+TWO_EPOCHS = {"optim.stop_after_epochs": 2}
+
+
+def run_cli(recipe: Path, store: Path, run: Path, *options: str) -> int:
+    return main(["distill", str(recipe), "--store", str(store), "--run", str(run), *options])
+
+
+def one_paragraph(error: str) -> str:
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in error
+    return line
+
+
+# ---- cached and online -----------------------------------------------------------------------------------------------
+
+
+def trajectory(targets: str, store: Path, steps: int) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Losses and gradients of each step of a run in float32, updates included."""
+    recipe = small_recipe({"targets": targets, "optim.epochs": 7})
+    accelerator, opened = Accelerator(), open_store(store)
+    root = Path(json.loads((store / "local.json").read_text())["videos_root"])
+    task = DistillTask(recipe, opened, open_targets(recipe, opened, accelerator.device), root)
+    optimizer = build_optimizer(task.groups(), recipe.optim, accelerator.device)
+    set_learning_rate(optimizer, recipe.optim.peak_lr)
+    losses: list[dict[str, Tensor]] = []
+    for request, batch in islice(batches_of(task, recipe.optim, recipe.training, accelerator), 2 * steps):
+        parts = task.loss(task.model, batch)
+        (parts["loss"] / 2).backward()
+        losses.append({name: value.detach() for name, value in parts.items()})
+        if request.last_of_step:
+            gradients = {n: p.grad.clone() for n, p in task.model.named_parameters() if p.grad is not None}
+            yield {f"{name} {i}": value for i, part in enumerate(losses) for name, value in part.items()}, gradients
+            losses = []
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_cached_float32_targets_give_the_losses_and_gradients_of_online_teachers_for_20_steps(store: Path) -> None:
+    cached, online = (trajectory(targets, store, 20) for targets in ("cached", "online"))
+
+    steps = 0
+    for ours, theirs in zip(cached, online, strict=True):
+        for found, expected in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        steps += 1
+        assert len(ours[0]) == 2 * 3
+        assert len(ours[1]) > 40
+    assert steps == 20
+
+
+@pytest.fixture(scope="module")
+def in_float32(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Metrics of two epochs in float32, on float32 targets."""
+    folder = tmp_path_factory.mktemp("float32")
+    assert run_cli(write_recipe(folder / "r.yaml", TWO_EPOCHS), store, folder / "run") == 0
+    return metrics(folder / "run")
+
+
+@pytest.mark.parametrize("codec", ["float16", "bfloat16"])
+def test_targets_of_a_smaller_codec_give_nearly_the_same_losses(
+    made: Path, in_float32: list[dict[str, Any]], tmp_path: Path, codec: str
+) -> None:
+    changes = {**TWO_EPOCHS, "store.codec": codec}
+    store = fill(plan_small(made / "catalog.parquet", tmp_path / "store", changes))
+    assert run_cli(write_recipe(tmp_path / "r.yaml", changes), store, tmp_path / "run") == 0
+
+    for ours, theirs in zip(metrics(tmp_path / "run"), in_float32, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+        assert ours["loss"] != theirs["loss"]
+
+
+def test_the_loss_falls_and_the_student_can_be_loaded(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", {"optim.epochs": 6, "training.tensorboard": True})
+    assert run_cli(recipe, store, tmp_path / "run") == 0
+
+    lines = metrics(tmp_path / "run")
+    assert sum(line["loss"] for line in lines[-3:]) < 0.9 * sum(line["loss"] for line in lines[:3])
+    assert set(lines[0]) == {"step", "epoch", "lr", "loss", "loss_image", "loss_video", "grad_norm"}
+    assert [line["epoch"] for line in lines[:7]] == [0, 0, 0, 1, 1, 1, 2]
+    student = load_student(tmp_path / "run" / "student.safetensors")
+    mask = torch.zeros(1, 8, dtype=torch.bool)
+    mask[:, :6] = True
+    predictions = student(torch.zeros(1, 3, 4, 32, 32), mask)
+    assert {name: tuple(p.shape) for name, p in predictions.items()} == {"image": (1, 6, 192), "video": (1, 6, 192)}
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_teacher_of_weight_0_is_neither_read_nor_predicted(store: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", {"loss.weights": {"video": 1.0}, "optim.stop_after_epochs": 1})
+    assert run_cli(recipe, store, tmp_path / "run") == 0
+
+    assert all(line["loss"] == line["loss_video"] for line in metrics(tmp_path / "run"))
+    assert load_student(tmp_path / "run" / "student.safetensors").targets == {"video": 192}
+
+
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+
+def test_bf16_trains_on_a_cpu_and_stays_close_to_float32(
+    store: Path, in_float32: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", {**TWO_EPOCHS, "training.precision": "bf16"})
+    assert run_cli(recipe, store, tmp_path / "run") == 0
+
+    for ours, theirs in zip(metrics(tmp_path / "run"), in_float32, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
+        assert ours["loss"] != theirs["loss"]
+
+
+def test_fp16_is_refused_where_it_would_silently_be_float32(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine's GPU trains in fp16")
+    recipe = write_recipe(tmp_path / "r.yaml", {"training.precision": "fp16"})
+
+    assert run_cli(recipe, store, tmp_path / "run") == 2
+    assert "training.precision is fp16, which needs a GPU" in one_paragraph(capsys.readouterr().err)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"view.seed": 1}, "view.seed"),
+        ({"view.frames": 8}, "view.frames"),
+        ({"view.crop": "center"}, "view.crop"),
+        ({"view.groups": 1}, "view.groups"),
+        ({"teachers.video.weights": "random:vit_tiny:3"}, "teachers.video.sha256"),
+        ({"teachers.video.heads": 6}, "teachers.video.heads"),
+        ({"teachers.image.precision": "bfloat16"}, "teachers.image.precision"),
+        ({"store.codec": "float16"}, "store.codec"),
+        ({"store.rows_per_shard": 8}, "store.rows_per_shard"),
+        ({"store.batch_rows": 4}, "store.batch_rows"),
+    ],
+)
+def test_a_store_that_differs_from_the_recipe_is_refused_by_the_dotted_field(
+    changes: dict[str, Any], field: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(write_recipe(tmp_path / "r.yaml", changes), store, tmp_path / "run") == 1
+
+    assert one_paragraph(capsys.readouterr().err).startswith(f"error: {field}: the recipe has ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_the_store_of_another_plan(
+    made: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", {"optim.stop_after_epochs": 1})
+    assert run_cli(recipe, store, tmp_path / "run") == 0
+    shutil.copytree(made / "videos", tmp_path / "videos")
+    next((tmp_path / "videos").rglob("*.mp4")).unlink()
+    scan_videos(tmp_path / "videos", tmp_path / "catalog.parquet")
+    other = fill(plan_small(tmp_path / "catalog.parquet", tmp_path / "store"))
+    capsys.readouterr()
+
+    assert run_cli(recipe, other, tmp_path / "run") == 1
+
+    assert "started on other data: plan_sha256 was " in one_paragraph(capsys.readouterr().err)
+
+
+def test_cached_targets_need_a_finished_store_and_online_targets_do_not(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = plan_small(made / "catalog.parquet", tmp_path / "store")
+
+    assert run_cli(write_recipe(tmp_path / "r.yaml"), unfinished, tmp_path / "run") == 1
+    assert "6 of 6 shards of column image" in one_paragraph(capsys.readouterr().err)
+
+    online = write_recipe(tmp_path / "r.yaml", {"targets": "online", "optim.stop_after_epochs": 1})
+    assert run_cli(online, unfinished, tmp_path / "run") == 0
+    assert len(metrics(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("optim.epoch=3", "optim.epoch is no known key; did you mean epochs?"),
+        ("targets=offline", "targets: "),
+        ("optim.batch_size=64", "an epoch has 12 usable samples, fewer than one batch of 64"),
+        ("optim.micro_batch_size=3", "no multiple of optim.micro_batch_size (3)"),
+    ],
+)
+def test_a_recipe_that_cannot_be_ends_with_status_2(
+    option: str, message: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(write_recipe(tmp_path / "r.yaml"), store, tmp_path / "run", "--set", option) == 2
+
+    assert message in one_paragraph(capsys.readouterr().err)
+
+
+def test_a_run_folder_of_another_recipe_is_refused_by_the_dotted_field(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", {"optim.stop_after_epochs": 1})
+    assert run_cli(recipe, store, tmp_path / "run") == 0
+
+    assert run_cli(recipe, store, tmp_path / "run", "--set", "student.drop_path=0.1") == 2
+    assert "started with student.drop_path = 0.3, and this recipe has 0.1" in capsys.readouterr().err
+
+
+# ---- what stops a run ------------------------------------------------------------------------------------------------
+
+
+def test_a_video_that_changed_since_extraction_stops_the_run_naming_view_video_and_decoders(
+    made: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made / "videos", tmp_path / "videos")
+    recipe = write_recipe(tmp_path / "r.yaml", {"optim.epochs": 1, "optim.warmup_epochs": 0, "optim.batch_size": 12})
+    for view in list(Plan.read(store / "plan.parquet"))[:12]:
+        path = tmp_path / "videos" / view.path
+        encode(path, 255 - decode(path, range(view.frames)).frames, 25)
+
+    assert run_cli(recipe, store, tmp_path / "run", "--root", str(tmp_path / "videos")) == 1
+
+    error = one_paragraph(capsys.readouterr().err)
+    named = re.search(r"view (\d+) of video (\S+) renders to other pixels than its teachers saw", error)
+    assert named is not None, error
+    assert Plan.read(store / "plan.parquet")[int(named[1])].video_id == named[2]
+    assert re.search(r"with decord \S+ here, [0-9a-f]{16} with decord \S+ at extraction", error)
+
+
+def test_a_video_that_changed_is_found_in_a_loader_process_as_well(made: Path, store: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "videos", tmp_path / "videos")
+    for path in (tmp_path / "videos").rglob("*.mp4"):
+        frames = decode(path, range(10)).frames
+        encode(path, 255 - frames.repeat(3, axis=0), 25)
+
+    with pytest.raises(PixelMismatchError, match="renders to other pixels"):
+        distill(
+            small_recipe({"training.workers": 1}),
+            store_dir=store,
+            run=tmp_path / "run",
+            root=tmp_path / "videos",
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_rows(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absurd = {"optim.base_lr": 1e30, "optim.warmup_epochs": 0}
+    assert run_cli(write_recipe(tmp_path / "r.yaml", absurd), store, tmp_path / "run") == 1
+
+    error = one_paragraph(capsys.readouterr().err)
+    found = re.search(r"the loss of step 1 is not finite .*rows of this micro-batch: (\d+), (\d+)\)", error)
+    assert found is not None, error
+    recipe, opened = small_recipe(absurd), open_store(store)
+    order = DistillTask(recipe, opened, open_targets(recipe, opened, torch.device("cpu")), tmp_path).order(0)
+    assert [int(found[1]), int(found[2])] == order[4:6].tolist()
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1]
