@@ -60,7 +60,9 @@ def _merged(root: Path, existing: StoreHeader, wanted: StoreHeader) -> StoreHead
     shared = {name: spec.to_json() for name, spec in existing.columns.items() if name in wanted.columns}
     ours = {**existing.identity, "columns": shared}
     theirs = {**wanted.identity, "columns": {name: wanted.columns[name].to_json() for name in shared}}
-    if difference := first_difference(ours, theirs):
+    # What was chosen comes before what follows from it: a changed view changes the plan's hash too.
+    differences = (first_difference(ours.get(part), theirs.get(part), part) for part in ("view", "columns"))
+    if difference := next(filter(None, differences), None) or first_difference(ours, theirs):
         field, found, asked = difference
         raise IdentityError(
             f"{root} holds another store: {field} is {found!r} there, {asked!r} here. "

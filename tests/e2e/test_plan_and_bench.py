@@ -1,0 +1,74 @@
+"""`plan` says what a store will cost; `bench step` times it; `demo` is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mvd_offline.cli.main import main
+
+RECIPE = "smoke/distill_vit_s_from_vit_b_k400"
+
+
+@pytest.fixture(scope="module")
+def catalog(synthetic_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("catalog") / "videos.parquet"
+    assert main(["videos", "scan", str(synthetic_videos), "--out", str(path), "--workers", "1"]) == 0
+    return path
+
+
+def test_plan_reports_rows_bytes_and_costs(catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", RECIPE, "--videos", str(catalog), "--store", str(tmp_path / "store"), "--json"]
+    capsys.readouterr()
+
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    tokens, width = 2 * 2 * 2, 192
+    assert report["rows"] == 16
+    assert report["bytes_by_codec"]["float16"] == 16 * 2 * tokens * width * 2
+    assert report["bytes_by_codec"]["float32"] == 2 * report["bytes_by_codec"]["float16"]
+    assert report["online_gpu_hours"] > report["cached_gpu_hours"] > report["extraction_gpu_hours"] > 0
+    assert report["break_even_epoch"] == pytest.approx(1.0)
+    assert main(command) == 0, "the same plan may be made again"
+
+
+def test_plan_refuses_a_folder_that_holds_another_store(
+    catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", RECIPE, "--videos", str(catalog), "--store", str(tmp_path / "store")]
+    assert main(command) == 0
+
+    assert main([*command, "--set", "view.seed=1"]) == 1
+    assert "view.seed" in capsys.readouterr().err
+
+
+def test_bench_step_times_both_kinds_on_the_same_store(
+    catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "store")
+    assert main(["plan", RECIPE, "--videos", str(catalog), "--store", store]) == 0
+    assert main(["extract", store, "--workers", "1"]) == 0
+    capsys.readouterr()
+
+    assert main(["bench", "step", RECIPE, "--store", store, "--steps", "2", "--batch-size", "4", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    assert report["steps"] == 2
+    assert report["machine"]["torch_threads"] >= 1
+    for name in ("online_seconds", "cached_seconds", "speedup"):
+        assert 0 < report[name]["low"] <= report[name]["median"] <= report[name]["high"]
+    assert 0 <= report["cached_wait_share"]["median"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_demo_ends_with_a_student_that_beats_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--out", str(tmp_path), "--json"]) == 0
+
+    report = json.loads(capsys.readouterr().out)
+    assert report["distilled_top1"] > report["scratch_top1"]
+    assert (tmp_path / "curves.png").is_file()
+    assert (tmp_path / "contact_sheet.png").is_file()
