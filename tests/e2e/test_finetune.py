@@ -186,6 +186,7 @@ def test_two_processes_train_and_test_as_one_does(
 ) -> None:
     folder = tmp_path / "run"
     train = ["finetune", str(recipe_file), "--videos", str(catalog), "--run", str(folder), "--json"]
+    train += ["--set", "optim.micro_batch_size=1"]
     test = ["evaluate", str(folder), "--videos", str(catalog), "--json"]
     # One launch for both commands: starting two processes takes longer than what they do.
     script = tmp_path / "both.py"
@@ -196,6 +197,7 @@ def test_two_processes_train_and_test_as_one_does(
     losses = [[line["loss"] for line in records(path)] for path in (folder, whole_run)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     both = (folder / "evaluation.json").read_bytes()
+    assert json.loads(both)["videos"] == 12
     assert output.count('"top1":') == 1 + 4, "one process prints"
     (folder / "evaluation.json").unlink()
     assert main(["evaluate", str(folder), "--videos", str(catalog)]) == 0

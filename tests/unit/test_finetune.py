@@ -96,6 +96,9 @@ def test_labels_and_noise_have_a_row_for_each_video(reader: Any) -> None:
     assert batch["clips"].shape == (3, 4, 32, 32, 3)
     assert batch["drop_path"].shape == (3, 4)
     assert batch["dropout"].shape == (3, 48)
+    for noise in (batch["drop_path"], batch["dropout"]):
+        assert not torch.equal(noise[0], noise[1])
+        assert torch.equal(noise[0], noise[2])
     assert "dropout" not in reader()(request(0))
 
 
