@@ -190,6 +190,8 @@ class DistillTask:
         self.student = build_student(
             recipe.student, recipe.view, {str(name): width for name, width in source.widths.items()}
         )
+        if recipe.student.compile:
+            self.student.compile()
         self.model: nn.Module = self.student
         self._masked = masked_tokens(recipe.mask.kind, recipe.view.grid, recipe.mask.ratio)
         self.reader: Callable[[BatchRequest], Batch] = DistillReader(

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from small_runs import command, descendants, make_store, metrics, once, run, started, wait_until, write_recipe
 
+from mvd_offline.cli.main import main
+
 # Three steps an epoch; checkpoints after every second step and lines after every fifth never fall together with an
 # epoch's end for long, so that a resumed run must find its batch, its step and its half-full line.
 CHANGES = {"optim.epochs": 10, "training.log_every_steps": 5, "training.checkpoint_every_epochs": 0.67}

@@ -169,6 +169,18 @@ def test_fp16_is_refused_where_it_would_silently_be_float32(
     assert "training.precision is fp16, which needs a GPU" in one_paragraph(capsys.readouterr().err)
 
 
+def test_a_recipe_may_compile_the_student_without_renaming_its_parameters(store: Path) -> None:
+    opened = open_store(store)
+    tasks = []
+    for compiled in (False, True):
+        recipe = small_recipe({"student.compile": compiled})
+        tasks.append(DistillTask(recipe, opened, open_targets(recipe, opened, torch.device("cpu")), store))
+
+    # Compiling itself waits for the first batch, and takes minutes on a CPU.
+    assert [task.student._compiled_call_impl is not None for task in tasks] == [False, True]
+    assert tasks[0].student.state_dict().keys() == tasks[1].student.state_dict().keys()
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,125 @@
+"""Targets of a training step: what is read, what is computed, which teacher it must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_runs import make_videos, once, plan_small, small_recipe
+
+from mvd_offline.errors import UsageError
+from mvd_offline.models.inputs import normalize
+from mvd_offline.models.teachers import teacher_for
+from mvd_offline.recipe import DistillRecipe
+from mvd_offline.shards import Store, open_store
+from mvd_offline.shards.errors import IdentityError
+from mvd_offline.targets import CachedTargets, OnlineTargets, check_teachers, open_targets
+
+MASKED = torch.tensor([[0, 3, 5], [1, 2, 7]])
+
+
+def filled(folder: Path, factory: pytest.TempPathFactory, codec: str) -> tuple[Store, np.ndarray]:
+    """A store of drawn features, and the features: (rows, N, D)."""
+    catalog = once(factory, "videos", make_videos) / "catalog.parquet"
+    store = open_store(plan_small(catalog, folder, {"store.codec": codec, "view.groups": 1}), sealed=False)
+    drawn = np.random.default_rng(0).standard_normal((store.header.rows, 8, 192)).astype(np.float32)
+    for column in store.columns:
+        for shard in range(store.shard_count):
+            with store.write_shard(column, shard) as writer:
+                for view in store.shard_view_ids(shard).tolist():
+                    writer.add(view, drawn[view] + (column == "video"), pixels="0" * 16, decoder="decord 0.6.0")
+    store.seal()
+    return open_store(folder), drawn
+
+
+@pytest.mark.parametrize(("codec", "tolerance"), [("float32", 0.0), ("float16", 2**-11), ("bfloat16", 2**-8)])
+def test_cached_targets_are_the_stored_features_of_the_masked_tokens(
+    codec: str, tolerance: float, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store, drawn = filled(tmp_path / "store", tmp_path_factory, codec)
+    source = CachedTargets(store, ["image", "video"])
+
+    stored = source.reader.read([4, 1], MASKED.numpy())
+    targets = source.targets(stored, {}, MASKED)
+
+    expected = torch.from_numpy(np.stack([drawn[4][MASKED[0]], drawn[1][MASKED[1]]]))
+    assert source.widths == {"image": 192, "video": 192}
+    assert source.reader.sizes(32) == (32,)
+    for name, features in (("image", expected), ("video", expected + 1)):
+        assert targets[name].dtype == torch.float32
+        torch.testing.assert_close(targets[name], features, rtol=tolerance, atol=tolerance)
+
+
+def test_online_targets_are_the_teachers_features_of_the_masked_tokens() -> None:
+    recipe = small_recipe()
+    teachers = {name: teacher_for(recipe.teachers[name], recipe.view, name) for name in recipe.active_teachers}
+    source = OnlineTargets(teachers, torch.device("cpu"))
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+
+    with torch.autocast("cpu", torch.bfloat16):  # the student's, which is not the teachers'
+        targets = source.targets(source.reader.read([0, 1], MASKED.numpy()), {32: clips}, MASKED)
+
+    for name, teacher in teachers.items():
+        features = teacher(normalize(clips))
+        expected = torch.stack([features[0][MASKED[0]], features[1][MASKED[1]]])
+        assert torch.equal(targets[name], expected)
+        assert not targets[name].requires_grad
+
+
+def test_online_targets_ask_for_each_teachers_own_image_size_once() -> None:
+    recipe = small_recipe()
+    teachers = {name: teacher_for(recipe.teachers[name], recipe.view, name) for name in recipe.active_teachers}
+
+    assert OnlineTargets(teachers, torch.device("cpu")).reader.sizes(32) == (32,)
+    assert OnlineTargets(teachers, torch.device("cpu")).reader.sizes(48) == (48, 32)
+
+
+def test_the_recipe_chooses_the_source(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    store, _ = filled(tmp_path / "store", tmp_path_factory, "float32")
+
+    for targets, expected in (("cached", CachedTargets), ("online", OnlineTargets)):
+        assert type(open_targets(small_recipe({"targets": targets}), store, torch.device("cpu"))) is expected
+
+
+# ---- which teacher it must be ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A planned store of teachers image and video."""
+    catalog = once(tmp_path_factory, "videos", make_videos) / "catalog.parquet"
+    return open_store(plan_small(catalog, tmp_path_factory.mktemp("planned") / "store"), sealed=False)
+
+
+def with_video(**changes: object) -> DistillRecipe:
+    return small_recipe({f"teachers.video.{key}": value for key, value in changes.items()})
+
+
+def test_the_teachers_of_the_plan_are_accepted(planned: Store) -> None:
+    check_teachers(small_recipe(), planned)
+
+
+def test_weights_that_are_not_here_are_accepted_by_their_pinned_hash(planned: Store) -> None:
+    digest = planned.header.columns["video"].source["weights_sha256"]
+
+    check_teachers(with_video(weights="/elsewhere/videomae.pth", sha256=digest), planned)
+    with pytest.raises(IdentityError, match=r"^teachers\.video\.sha256: the recipe has '0{64}'"):
+        check_teachers(with_video(weights="/elsewhere/videomae.pth", sha256="0" * 64), planned)
+
+
+def test_weights_that_are_neither_here_nor_pinned_are_refused_with_the_hash_to_pin(planned: Store) -> None:
+    digest = planned.header.columns["video"].source["weights_sha256"]
+
+    with pytest.raises(UsageError, match=rf"--set teachers\.video\.sha256={digest}"):
+        check_teachers(with_video(weights="/elsewhere/videomae.pth"), planned)
+
+
+def test_a_teacher_that_the_store_lacks_is_refused_for_cached_targets(planned: Store, tmp_path: Path) -> None:
+    recipe = small_recipe({"teachers": {"video": {"weights": "random:vit_tiny:2"}}})
+    assert recipe.active_teachers == ("video",)
+    check_teachers(recipe, planned)
+
+    with pytest.raises(IdentityError, match=r"distils from teachers sound, and .* has columns image, video"):
+        CachedTargets(planned, ["sound"])  # type: ignore[list-item]
