@@ -21,11 +21,11 @@ def killed_at(step: int, arguments: list[str], run_folder: Path, log: Path) -> N
     """Kill a run once the checkpoint of a step is there."""
     checkpoint = run_folder / "checkpoints" / f"step-{step:07d}"
     with started(arguments, log) as process:
-        assert wait_until(checkpoint.is_dir, seconds=60, step=0.0005), log.read_text()
+        assert wait_until(checkpoint.is_dir, seconds=60), log.read_text()
         process.kill()
         assert process.wait(10) == -signal.SIGKILL
         # PyTorch's loader processes look for their parent every five seconds.
-        assert wait_until(lambda: not descendants(process.mark), seconds=15)
+        assert wait_until(lambda: not descendants(process.mark), seconds=15, step=0.1)
 
 
 def test_a_run_that_is_killed_and_resumed_with_other_workers_repeats_an_uninterrupted_one_exactly(
