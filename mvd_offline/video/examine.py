@@ -14,6 +14,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from mvd_offline.errors import VideoError
 from mvd_offline.video.decode import VideoInfo, clean_reason
+from mvd_offline.video.workers import follow_the_parent
 
 Probe = Callable[[Path], VideoInfo]
 
@@ -43,7 +44,7 @@ def examine_files(
         return
     # Spawned, not forked: decord and torch keep threads, and a forked lock stays locked.
     pool = ProcessPool(
-        max_workers=min(workers, len(paths)), context=get_context("spawn"), initializer=_ignore_interrupts
+        max_workers=min(workers, len(paths)), context=get_context("spawn"), initializer=follow_the_parent
     )
     running: dict[Future[Examined], int] = {}
     upcoming = iter(enumerate(paths))
@@ -89,8 +90,3 @@ def _exit_name(code: int | None) -> str:
     if code is not None and code < 0:
         return signal.Signals(-code).name
     return f"exit code {code}"
-
-
-def _ignore_interrupts() -> None:
-    # Ctrl-C reaches the whole process group; the parent alone stops the pool.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +14,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from mvd_offline.errors import VideoError
 from mvd_offline.video.views import Rendered, View, render_sizes
+from mvd_offline.video.workers import follow_the_parent
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class RenderFeed:
         self._root, self._sizes = root, tuple(dict.fromkeys(sizes))
         self._timeout, self._ahead = timeout_seconds, ahead
         # Spawned, not forked: the parent runs a GPU and threads.
-        self._pool = ProcessPool(max_workers=workers, initializer=_follow_the_parent, context=get_context("spawn"))
+        self._pool = ProcessPool(max_workers=workers, initializer=follow_the_parent, context=get_context("spawn"))
 
     def __enter__(self) -> RenderFeed:
         return self
@@ -86,20 +84,6 @@ class RenderFeed:
         if isinstance(result, VideoError):
             return FeedItem(view, None, result)
         return FeedItem(view, result, None)
-
-
-def _follow_the_parent() -> None:
-    # Ctrl-C reaches the whole process group; the parent alone decides what to do.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A killed parent can stop nobody, least of all a process whose decoder hangs.
-    threading.Thread(target=_end_with_the_parent, name="end-with-the-parent", daemon=True).start()
-
-
-def _end_with_the_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _render(view: View, root: Path, sizes: tuple[int, ...]) -> dict[int, Rendered] | VideoError:

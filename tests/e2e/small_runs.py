@@ -25,7 +25,7 @@ from mvd_offline.recipe import DistillRecipe, load_distill
 from mvd_offline.video.synthetic import synthesize
 
 MVD_OFFLINE = str(Path(sys.executable).parent / "mvd-offline")
-LAUNCH = (str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu")
+ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 
 # 12 videos, 2 groups: 24 views in 6 shards of each column; 8 tokens a view, of which 6 are masked.
 RECIPE: Mapping[str, Any] = {
@@ -153,10 +153,11 @@ def command(*words: str | Path) -> list[str]:
 
 
 def launched(processes: int, *words: str | Path) -> list[str]:
-    """The command under `accelerate launch`, on gloo."""
+    """The command under `accelerate launch`: that many processes, on gloo."""
     port = 20000 + os.getpid() % 20000
-    options = ["--num_processes", str(processes), "--main_process_port", str(port)]
-    return [*LAUNCH, *options, "-m", "mvd_offline", *map(str, words)]
+    # Its --cpu would start one process, whatever the number; `started` says that the processes run on the CPU.
+    options = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", str(port)]
+    return [ACCELERATE, "launch", *options, "-m", "mvd_offline", *map(str, words)]
 
 
 @contextmanager
@@ -170,7 +171,7 @@ def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env=os.environ | {MARK: mark, "OMP_NUM_THREADS": "1"},
+            env=os.environ | {MARK: mark, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         )
     process.mark = mark  # type: ignore[attr-defined]
     try:
@@ -184,9 +185,15 @@ def started(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]
         process.wait()
 
 
-def run(arguments: list[str], log: Path, *, timeout: float = 120.0) -> str:
-    """Run to the end; returns what was printed. Fails unless the exit status is 0."""
+def run(arguments: list[str], log: Path, *, timeout: float = 120.0, ranks: int = 0) -> str:
+    """Run to the end; returns what was printed. Fails unless the exit status is 0.
+
+    Args:
+        ranks: of a launched command, how many ranks must be seen at work.
+    """
     with started(arguments, log) as process:
+        if ranks:
+            assert wait_until(lambda: len(live_ranks(process.mark)) == ranks, seconds=60, step=0.1), log.read_text()
         status = process.wait(timeout)
     text = log.read_text()
     assert status == 0, text
@@ -205,6 +212,18 @@ def descendants(mark: str) -> list[int]:
                 found.append(int(folder.name))
         except OSError:
             continue  # gone meanwhile, or not ours
+    return found
+
+
+def live_ranks(mark: str) -> set[bytes]:
+    """Ranks of the processes that a launcher started."""
+    found = set()
+    for pid in descendants(mark):
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        found |= {entry for entry in environment if entry.startswith(b"RANK=")}
     return found
 
 

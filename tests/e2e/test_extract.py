@@ -78,7 +78,7 @@ def test_each_broken_video_ends_in_the_ledger_with_its_status_and_the_others_get
     shutil.copy(larger, root / resized)
 
     with hanging(root / hangs):
-        fill(store, "--timeout-seconds", "2", *WEIGHTS)
+        fill(store, "--timeout-seconds", "3", *WEIGHTS)
     printed = capsys.readouterr().out
 
     made = open_store(store)
@@ -88,7 +88,7 @@ def test_each_broken_video_ends_in_the_ledger_with_its_status_and_the_others_get
     ((status, reason),) = ledger(made, resized)
     assert status == "unreadable"
     assert "the file changed since" in reason
-    assert ledger(made, hangs) == {("timeout", "decoding took longer than 2 s and was stopped")}
+    assert ledger(made, hangs) == {("timeout", "decoding took longer than 3 s and was stopped")}
     assert "14 ok" in printed
     assert all(name in printed for name in (gone, garbage, pipe, resized, hangs))
     reference, found = checksums(open_store(healthy)), checksums(made)
