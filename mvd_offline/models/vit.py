@@ -12,7 +12,6 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -98,6 +97,19 @@ class Attention(nn.Module):
         q, k, v = qkv.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
         return self.proj(x)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with exact GELU between them; (B, N, D) to (B, N, D)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        # timm's would do, but importing it takes seconds of every command (it brings torchvision and dynamo along).
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
