@@ -23,9 +23,9 @@ from mvd_offline.finetune import CLASSES_FILE, CLASSIFIER_FILE
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.loading import load_classifier
 from mvd_offline.models.saving import write_atomically
+from mvd_offline.progress import WorkProgress
 from mvd_offline.recipe import ClipSection, EvaluationSection, load_finetune
 from mvd_offline.training.catalogs import CatalogRows
-from mvd_offline.training.metrics import Reporter
 from mvd_offline.training.run import RECIPE_FILE
 from mvd_offline.video.augment import multi_crop_views
 from mvd_offline.video.catalog import Video
@@ -208,8 +208,7 @@ def _probabilities(
     failed: dict[int, str] = {}
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     loader = DataLoader(batches, sampler=mine, batch_size=None, num_workers=workers, collate_fn=_as_is)
-    reporter = Reporter("evaluate", len(mine), 0, enabled=accelerator.is_main_process)
-    try:
+    with WorkProgress("evaluate", len(mine), unit="batches", enabled=accelerator.is_main_process) as progress:
         for done, batch in enumerate(loader, start=1):
             failed |= batch.failed
             if batch.clips is not None:
@@ -217,9 +216,7 @@ def _probabilities(
                     parts = [model(normalize(clips.to(accelerator.device))) for clips in batch.clips.split(size)]
                 softmax = torch.softmax(torch.cat(parts).double(), dim=1).view(len(batch.rows), -1, parts[0].shape[1])
                 means |= dict(zip(batch.rows, softmax.mean(dim=1).cpu().numpy(), strict=True))
-            reporter.advance(done, f"{len(means)} videos")
-    finally:
-        reporter.close()
+            progress.reach(done, f"{len(means)} videos")
     return means, failed
 
 

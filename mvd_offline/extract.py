@@ -29,7 +29,7 @@ from mvd_offline.errors import UsageError
 from mvd_offline.local import Local, read_local, resolve_root, write_local
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher, load_teacher
-from mvd_offline.progress import ExtractProgress
+from mvd_offline.progress import WorkProgress
 from mvd_offline.recipe import TEACHER_NAMES, TeacherName
 from mvd_offline.shards.errors import IdentityError
 from mvd_offline.shards.schema import STATUSES, first_difference
@@ -121,7 +121,7 @@ def extract(
         rows = sum(len(plan.shard_view_ids(shard)) for shard, _ in mine)
         with (
             RenderFeed(root, sizes, workers=workers, timeout_seconds=timeout_seconds, ahead=ahead) as feed,
-            ExtractProgress(rows, quiet or not accelerator.is_main_process) as progress,
+            WorkProgress("extract", rows, unit="clips", enabled=accelerator.is_main_process and not quiet) as progress,
         ):
             _run(store, plan, feed, teachers, mine, summary, progress, accelerator.device)
 
@@ -193,12 +193,13 @@ def _run(
     teachers: Mapping[str, Teacher],
     work: Sequence[tuple[int, list[str]]],
     summary: ExtractSummary,
-    progress: ExtractProgress,
+    progress: WorkProgress,
     device: torch.device,
 ) -> None:
     """The pipeline: decoded items in plan order -> batches -> teachers -> the writing thread."""
     items = feed.items(plan[view_id] for shard, _ in work for view_id in plan.shard_view_ids(shard))
     clock = _Clock(summary.seconds)
+    began, done = time.perf_counter(), 0
     with WriteBehind(store, summary) as writer:
         for shard, columns in work:
             writer.begin(shard, columns)
@@ -209,7 +210,9 @@ def _run(
                 clock.lap("teachers")
                 writer.rows(batch, features, plan.section.image_size)
                 clock.lap("waiting for disk")
-                progress.advance(len(batch), summary.bytes_written)
+                done += len(batch)
+                rate = done / (time.perf_counter() - began)
+                progress.reach(done, f"{rate:.2f} clips/s  {summary.bytes_written / 1e9:.2f} GB")
             writer.commit()
         clock.lap("waiting for disk")
     clock.lap("waiting for disk")

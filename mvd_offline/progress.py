@@ -9,18 +9,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-class ExtractProgress:
-    """Clips done, clips/s, GB written and the time left."""
+class WorkProgress:
+    """How much of a known amount of work is done, with a note such as a rate, and the time left.
 
-    def __init__(self, total: int, quiet: bool, *, every_seconds: float = 30.0) -> None:
+    >>> with WorkProgress("extract", total=64, unit="clips") as progress:   # doctest: +SKIP
+    ...     progress.reach(8, "1.3 clips/s  0.02 GB")
+    """
+
+    def __init__(
+        self, title: str, total: int, *, unit: str, done: int = 0, enabled: bool = True, every_seconds: float = 30.0
+    ) -> None:
+        """`done` was finished before; `enabled` is False on the processes that do not report."""
         self._console = Console(stderr=True)
-        self._total, self._quiet, self._every = total, quiet, every_seconds
-        self._done = 0
+        self._title, self._total, self._unit, self._first = title, total, unit, done
+        self._enabled, self._every = enabled, every_seconds
         self._began = self._last = time.monotonic()
         self._bar: Progress | None = None
-        if not quiet and self._console.is_terminal:
+        if enabled and self._console.is_terminal:
             self._bar = Progress(
-                TextColumn("extract"),
+                TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
@@ -28,9 +35,9 @@ class ExtractProgress:
                 TimeRemainingColumn(),
                 console=self._console,
             )
-            self._task = self._bar.add_task("extract", total=total, note="")
+            self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
-    def __enter__(self) -> ExtractProgress:
+    def __enter__(self) -> WorkProgress:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -41,16 +48,21 @@ class ExtractProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, clips: int, bytes_written: int) -> None:
-        self._done += clips
-        now = time.monotonic()
-        rate = self._done / max(1e-9, now - self._began)
-        note = f"{rate:.2f} clips/s  {bytes_written / 1e9:.2f} GB"
+    def reach(self, done: int, note: str | None = None) -> None:
+        """`done` units are finished; without a note a terminal's bar moves and nothing is printed elsewhere."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, note=note)
-        elif not self._quiet and (now - self._last >= self._every or self._done >= self._total):
-            self._last = now
-            left = (self._total - self._done) / rate
-            self._console.print(
-                f"extract: {self._done}/{self._total} clips  {note}  {left:.0f} s left", highlight=False
-            )
+            self._bar.update(self._task, completed=done)
+            if note is not None:
+                self._bar.update(self._task, note=note)
+        elif self._enabled and note is not None:
+            self._print(done, note)
+
+    def _print(self, done: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self._last < self._every and done < self._total:
+            return
+        self._last = now
+        left = (now - self._began) * (self._total - done) / max(1, done - self._first)
+        self._console.print(
+            f"{self._title}: {done}/{self._total} {self._unit}  {note}  {left:.0f} s left", highlight=False
+        )

@@ -12,14 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mvd_offline.errors import MvdError, NonFiniteLossError, UsageError
+from mvd_offline.progress import WorkProgress
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import OptimSection, TrainingSection
-from mvd_offline.training.metrics import Meter, MetricsWriter, Reporter, Stopwatch
+from mvd_offline.training.metrics import Meter, MetricsWriter, Stopwatch
 from mvd_offline.training.optim import build_optimizer, learning_rate, set_learning_rate
 from mvd_offline.training.order import BatchRequest, BatchShape, EpochRequests
 from mvd_offline.training.state import Checkpoints, Position, RunIdentity
@@ -118,25 +120,19 @@ def train(
     optimizer = build_optimizer(task.groups(), optim, accelerator.device)
     task.model.to(accelerator.device)
 
+    main = accelerator.is_main_process
+
     # Go on where the last checkpoint ends.
     checkpoints = Checkpoints(run, training.keep_last)
-    position, scaler_state = Position(), None
-    if newest := checkpoints.latest():
-        position, scaler_state = checkpoints.restore(newest, task.identity, task.model, optimizer)
-    model, prepared = accelerator.prepare(task.model, optimizer)
-    if accelerator.scaler is not None and scaler_state is not None:
-        accelerator.scaler.load_state_dict(scaler_state)
-    meter = Meter(position.meter_sums, position.meter_count)
-
-    main = accelerator.is_main_process
-    writer = MetricsWriter(run, resume_step=position.step, tensorboard=training.tensorboard) if main else None
-    reporter = Reporter(task.title, schedule.stop_step, position.step, enabled=main)
-    watch, record = Stopwatch(), _Record()
-    step = position.step
+    model, prepared, position = _resume(task, optimizer, checkpoints, accelerator)
+    meter, step = Meter(position.meter_sums, position.meter_count), position.step
+    watch, record, losses = Stopwatch(), _Record(step), list[dict[str, Tensor]]()
     logged: dict[str, float] = {}
-    began, first_step = time.perf_counter(), step
-    try:
-        losses: list[dict[str, Tensor]] = []
+
+    with (
+        MetricsWriter(run, resume_step=step, tensorboard=training.tensorboard, enabled=main) as writer,
+        WorkProgress(task.title, schedule.stop_step, unit="steps", done=step, enabled=main) as progress,
+    ):
         for request, batch in _batches(task, position, schedule, shape, training, accelerator):
             watch.lap("data")
             task.model.train()
@@ -155,7 +151,7 @@ def train(
 
             # Update.
             values = _mean_over_processes(losses, accelerator)
-            losses = []
+            losses.clear()
             values["grad_norm"] = _gradient_norm(accelerator, prepared, task.model, optim.clip_grad_norm)
             lr = schedule.learning_rate(step, optim)
             set_learning_rate(optimizer, lr)
@@ -165,61 +161,81 @@ def train(
             meter.add(values)
             watch.lap("compute")
 
-            # Write down, save.
+            # Write down.
+            note = None
             if step % training.log_every_steps == 0 or step == schedule.stop_step:
-                logged = meter.take()
-                line = {"step": step, "epoch": (step - 1) // schedule.steps_per_epoch, "lr": lr, **logged}
-                timing = record.take(watch, step, optim.batch_size)
-                if writer is not None:
-                    writer.write({**line, "time": timing})
-                reporter.advance(step, f"loss {logged['loss']:.4f}  {timing['samples_per_second']:.1f} clips/s")
-            else:
-                reporter.advance(step)
+                logged, timing = meter.take(), record.take(watch, step, optim.batch_size)
+                epoch = (step - 1) // schedule.steps_per_epoch
+                writer.write({"step": step, "epoch": epoch, "lr": lr, **logged, "time": timing})
+                note = f"loss {logged['loss']:.4f}  {timing['samples_per_second']:.1f} clips/s"
+            progress.reach(step, note)
+
+            # Save.
             if step % schedule.checkpoint_every == 0 or step == schedule.stop_step:
-                if main:
-                    here = _position_after(step, schedule, meter)
-                    scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-                    # The product first: a run killed in between does these steps, and its product, again.
-                    task.save(run)
-                    checkpoints.save(here, task.identity, task.model, optimizer, scaler)
-                accelerator.wait_for_everyone()
+                _save(task, optimizer, checkpoints, _position_after(step, schedule, meter), run, accelerator)
             watch.lap("save")
-    finally:
-        reporter.close()
-        if writer is not None:
-            writer.close()
-    return record.summary(step - first_step, time.perf_counter() - began, optim.batch_size, logged)
+    return record.summary(step, optim.batch_size, logged)
 
 
 # ---- parts of the story ------------------------------------------------------------------------------------------
 
 
+def _resume(
+    task: Task, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, accelerator: Accelerator
+) -> tuple[nn.Module, AcceleratedOptimizer, Position]:
+    """Model and optimiser as the newest checkpoint left them, prepared for this launch, and the position."""
+    position, scaler_state = Position(), None
+    if newest := checkpoints.latest():
+        position, scaler_state = checkpoints.restore(newest, task.identity, task.model, optimizer)
+    model, prepared = accelerator.prepare(task.model, optimizer)
+    if accelerator.scaler is not None and scaler_state is not None:
+        accelerator.scaler.load_state_dict(scaler_state)
+    return model, prepared, position
+
+
+def _save(
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    checkpoints: Checkpoints,
+    position: Position,
+    run: Path,
+    accelerator: Accelerator,
+) -> None:
+    if accelerator.is_main_process:
+        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
+        # The product first: a run killed in between does these steps, and its product, again.
+        task.save(run)
+        checkpoints.save(position, task.identity, task.model, optimizer, scaler)
+    accelerator.wait_for_everyone()
+
+
 class _Record:
     """Turns phase seconds into the numbers that are reported."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
+        self._began, self._first = time.perf_counter(), step
         self._seconds = {"data": 0.0, "compute": 0.0, "save": 0.0}
-        self._step: int | None = None
+        self._step = step
 
     def take(self, watch: Stopwatch, step: int, batch_size: int) -> dict[str, float]:
         seconds = watch.take()
         for phase, value in seconds.items():
             self._seconds[phase] += value
         total = sum(seconds.values())
-        steps = max(1, step - (self._step if self._step is not None else step - 1))
-        self._step = step
+        steps, self._step = step - self._step, step
         return {
             "samples_per_second": steps * batch_size / total if total else 0.0,
             "data_wait_share": seconds.get("data", 0.0) / total if total else 0.0,
             "step_seconds": total / steps,
         }
 
-    def summary(self, steps: int, seconds: float, batch_size: int, last: dict[str, float]) -> TrainingSummary:
+    def summary(self, step: int, batch_size: int, last: dict[str, float]) -> TrainingSummary:
+        steps, seconds = step - self._first, time.perf_counter() - self._began
         busy = self._seconds["data"] + self._seconds["compute"]
         return TrainingSummary(
             steps=steps,
             seconds=seconds,
-            samples_per_second=steps * batch_size / seconds if seconds else 0.0,
+            samples_per_second=steps * batch_size / seconds,
             data_wait_share=self._seconds["data"] / busy if busy else 0.0,
             step_seconds=busy / steps if steps else 0.0,
             last=last,

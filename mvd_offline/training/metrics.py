@@ -1,4 +1,4 @@
-"""What a run writes while it trains: `metrics.jsonl`, TensorBoard, and a line or a bar for the reader."""
+"""What a run writes while it trains: `metrics.jsonl`, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from types import TracebackType
+from typing import Any, TextIO
 
 
 class Meter:
@@ -56,11 +54,15 @@ class MetricsWriter:
     Everything that depends on the machine is under the key `time`.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, *, resume_step: int, tensorboard: bool, enabled: bool = True) -> None:
+        """`enabled` is False on the processes that do not write."""
         self._path = folder / "metrics.jsonl"
+        self._file: TextIO | None = None
+        self._board: Any = None
+        if not enabled:
+            return
         self._cut_after(resume_step)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -82,7 +84,17 @@ class MetricsWriter:
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, self._path)
 
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def write(self, record: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         # JSON has no infinity, which a gradient's norm is while fp16 looks for its scale.
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._file.write(json.dumps(plain, allow_nan=False) + "\n")
@@ -94,41 +106,7 @@ class MetricsWriter:
                     self._board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
-
-
-class Reporter:
-    """A progress bar on a terminal; a line now and then where there is none."""
-
-    def __init__(self, title: str, total_steps: int, start: int, *, enabled: bool, every_seconds: float = 30.0) -> None:
-        self._console = Console(stderr=True)
-        self._enabled, self._title, self._total, self._every = enabled, title, total_steps, every_seconds
-        self._last = time.monotonic()
-        self._bar: Progress | None = None
-        if enabled and self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-            )
-            self._task = self._bar.add_task(title, total=total_steps, completed=start, note="")
-            self._bar.start()
-
-    def advance(self, step: int, note: str | None = None) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step)
-            if note is not None:
-                self._bar.update(self._task, note=note)
-        elif self._enabled and note and (time.monotonic() - self._last >= self._every or step == self._total):
-            self._last = time.monotonic()
-            self._console.print(f"{self._title}: step {step}/{self._total}  {note}", highlight=False)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
