@@ -23,7 +23,6 @@ def step(
     store: Annotated[Path, typer.Option("--store", help="Store that `extract` filled.", show_default=False)],
     steps: Annotated[int, typer.Option(help="Measured steps of each kind.", min=1)] = 5,
     batch_size: Annotated[int, typer.Option(help="Clips of one step.", min=1)] = 8,
-    workers: Annotated[int, typer.Option(help="Loader processes.", min=0)] = 1,
     threads: Annotated[int, typer.Option(help="torch threads; 0 leaves torch's choice.", min=0)] = 0,
     overrides: SetOption = None,
     as_json: JsonOption = False,
@@ -37,9 +36,7 @@ def step(
 
     if threads:
         torch.set_num_threads(threads)
-    times = time_steps(
-        load_distill(recipe, overrides or ()), store_dir=store, steps=steps, batch_size=batch_size, workers=workers
-    )
+    times = time_steps(load_distill(recipe, overrides or ()), store_dir=store, steps=steps, batch_size=batch_size)
     if as_json:
         print_json(times.to_json())
         return
@@ -54,6 +51,6 @@ def step(
     row("cached step", times.cached_seconds, " s")
     row("online / cached", times.speedup, "")
     row("teachers' share of an online step", times.online_teacher_share, " %", 100)
-    row("waiting for data in a cached step", times.cached_wait_share, " %", 100)
+    row("reading and decoding in a cached step", times.cached_wait_share, " %", 100)
     print_table(table)
     typer.echo(", ".join(f"{key} {value}" for key, value in times.machine.items()))

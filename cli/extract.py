@@ -20,9 +20,9 @@ def extract(
         list[str] | None,
         typer.Option("--teacher", metavar="NAME=PATH", help="A teacher's weights, if they moved.", show_default=False),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Decode processes of each launch process.", min=1)] = max(
-        1, (os.cpu_count() or 1)
-    ),
+    workers: Annotated[
+        int, typer.Option(help="Decode processes of each launch process; 0 shares out this machine's cores.", min=0)
+    ] = 0,
     timeout_seconds: Annotated[float, typer.Option(help="Longest time one view may take to decode.", min=0.1)] = 60.0,
     retry: Annotated[
         str, typer.Option(metavar="STATUS[,STATUS]", help="Try rows of these statuses again, e.g. timeout,unreadable.")
@@ -45,7 +45,7 @@ def extract(
         store,
         root=root,
         weights=weights,
-        workers=workers,
+        workers=workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         timeout_seconds=timeout_seconds,
         retry=[status for status in retry.split(",") if status],
         quiet=as_json,

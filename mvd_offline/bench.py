@@ -57,13 +57,15 @@ class StepTimes:
 
 
 def time_steps(
-    recipe: DistillRecipe, *, store_dir: Path, steps: int, batch_size: int, workers: int, root: Path | None = None
+    recipe: DistillRecipe, *, store_dir: Path, steps: int, batch_size: int, root: Path | None = None
 ) -> StepTimes:
     """Time single-process optimiser steps with online and with cached targets, in turn, on the same samples.
 
+    Both read in the training process: a loader that worked ahead during the other kind's step would win time from it.
+    The wait for data is therefore all of the reading and decoding, which loader processes take over in a run.
+
     Args:
         steps: measured steps of each kind, after one of each that is not counted.
-        workers: loader processes; 0 reads in the training process, so that the wait is all of the reading.
     """
     accelerator = Accelerator(mixed_precision=recipe.training.precision)
     device = accelerator.device
@@ -73,7 +75,7 @@ def time_steps(
             update={
                 "targets": kind,
                 "optim": recipe.optim.model_copy(update={"batch_size": batch_size, "micro_batch_size": batch_size}),
-                "training": recipe.training.model_copy(update={"workers": workers, "pixel_check_fraction": 0.0}),
+                "training": recipe.training.model_copy(update={"workers": 0, "pixel_check_fraction": 0.0}),
             }
         )
         store = open_store(store_dir)

@@ -102,7 +102,7 @@ def demo(out: Path, *, workers: int, say: Callable[[str], None]) -> DemoResult:
     assert distilled is not None
     assert scratch is not None
     with stage("time online against cached steps, draw"):
-        result.step = time_steps(recipe, store_dir=store_dir, steps=4, batch_size=32, workers=0)
+        result.step = time_steps(recipe, store_dir=store_dir, steps=4, batch_size=32)
         result.curves = str(_curves(out))
         result.contact_sheet = str(_sheet(out, store_dir))
     result.distilled_top1, result.scratch_top1 = distilled.top1, scratch.top1

@@ -6,6 +6,7 @@ The student's view of a clip, its mask and its targets are the same whether the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from mvd_offline.recipe import DistillRecipe, MaskSection, dump_recipe
 from mvd_offline.shards.errors import IdentityError, NotSealedError
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.targets import TargetReader, TargetSource, check_teachers, open_targets
-from mvd_offline.training.loop import Batch, TrainingSummary, train
+from mvd_offline.training.loop import Batch, TrainingSummary, check_launch, train
 from mvd_offline.training.optim import EXEMPT, MASK_TOKENS, parameter_groups
 from mvd_offline.training.order import BatchRequest, epoch_order
 from mvd_offline.training.run import open_run
@@ -61,12 +62,11 @@ def distill(
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
     store = _open(recipe, store_dir)
     check_store(recipe, store)
-    identity = {"plan_sha256": store.header.plan_sha256, "store_id": store.store_id}
-    identity |= {f"column_{name}": store.header.columns[name].column_id for name in recipe.active_teachers}
-    open_run(run, recipe, identity, main=accelerator.is_main_process)
-    accelerator.wait_for_everyone()
     source = open_targets(recipe, store, accelerator.device)
     task = DistillTask(recipe, store, source, resolve_root(store_dir, root))
+    check_launch(task.samples_per_epoch(), recipe.optim, recipe.training, accelerator)
+    open_run(run, recipe, task.names(), main=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
     return train(task, recipe.optim, recipe.training, run=run, accelerator=accelerator)
 
 
@@ -206,6 +206,17 @@ class DistillTask:
             check_fraction=recipe.training.pixel_check_fraction,
             drop_path_sites=self.student.drop_path_sites,
         )
+
+    def names(self) -> dict[str, str]:
+        """What names the data of a run: another store, plan, teacher or set of usable rows is another run."""
+        header = self._store.header
+        columns = [header.columns[name] for name in self._recipe.active_teachers if name in header.columns]
+        return {
+            "plan_sha256": header.plan_sha256,
+            "store_id": self._store.store_id,
+            "usable_rows": hashlib.sha256(np.packbits(self._ok).tobytes()).hexdigest(),
+            **{f"column_{column.name}": column.column_id for column in columns},
+        }
 
     def _usable_rows(self) -> NDArray[np.bool_]:
         """For each row of the store's table, whether a student can learn from it."""

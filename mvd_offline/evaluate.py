@@ -7,12 +7,13 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -78,7 +79,9 @@ def evaluate(
         UsageError: no finished run, or classes that differ from the run's.
         MvdError: unreadable test videos (the first ten are listed), or an output that is not finite.
     """
-    accelerator = accelerator or Accelerator()
+    # A process that is done early waits for the others in the end.
+    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
+    accelerator = accelerator or Accelerator(kwargs_handlers=[patience])
     if not (run / CLASSIFIER_FILE).is_file():
         raise UsageError(f"{run} has no {CLASSIFIER_FILE}: give the run folder of `mvd-offline finetune`.")
     recipe = load_finetune(run / RECIPE_FILE)
@@ -185,6 +188,12 @@ class ViewBatches(Dataset[ViewBatch]):
         segments = [_test_indices(video.frames, k, clip, section) for k in range(section.segments)]
         wanted = sorted({index for indices in segments for index in indices})
         frames = decode(self._root / video.path, wanted, reader=video.reader).frames
+        if frames.shape[1:3] != (video.height, video.width):
+            raise VideoError(
+                video.path,
+                f"frames are {frames.shape[2]} x {frames.shape[1]} pixels, and {video.width} x {video.height} when it "
+                "was scanned: the file changed since; scan the videos again",
+            )
         crops = multi_crop_views(frames, clip.image_size, section.crops)
         places = [np.searchsorted(wanted, indices) for indices in segments]
         return np.concatenate([crops[:, place] for place in places])

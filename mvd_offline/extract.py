@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
-from mvd_offline.local import Local, read_local, resolve_root, write_local
+from mvd_offline.local import Local, absolute_weights, read_local, resolve_root, write_local
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher, load_teacher
 from mvd_offline.progress import WorkProgress
@@ -98,7 +98,8 @@ def extract(
     store = open_store(store_dir, sealed=False)
     plan = Plan.read(store.plan_path)
     root = resolve_root(store_dir, root)
-    paths = {**read_local(store_dir).teachers, **(weights or {})}
+    given = {name: absolute_weights(path) for name, path in (weights or {}).items()}
+    paths = {**read_local(store_dir).teachers, **given}
     if accelerator.is_main_process:
         store.clean_temporary()
         reopen_rows(store, plan, retry)
@@ -108,7 +109,9 @@ def extract(
 
     began = time.perf_counter()
     summary = ExtractSummary(is_main=accelerator.is_main_process)
-    mine = pending_work(store)[accelerator.process_index :: accelerator.num_processes]
+    # Listed once: what a process finishes first must not shift the others' shares.
+    (work,) = broadcast_object_list([pending_work(store)])
+    mine = work[accelerator.process_index :: accelerator.num_processes]
     if mine:
         needed = {column for _, columns in mine for column in columns}
         teachers: dict[str, Teacher] = {

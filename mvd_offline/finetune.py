@@ -22,7 +22,7 @@ from mvd_offline.models.saving import save_model
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import AugmentSection, ClipSection, FinetuneRecipe, dump_recipe
 from mvd_offline.training.catalogs import CatalogRows, say_left_out
-from mvd_offline.training.loop import Batch, TrainingSummary, train
+from mvd_offline.training.loop import Batch, TrainingSummary, check_launch, train
 from mvd_offline.training.optim import parameter_groups
 from mvd_offline.training.order import BatchRequest
 from mvd_offline.training.run import open_run
@@ -56,7 +56,7 @@ def finetune(
     """
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
     rows = CatalogRows(catalog_path)
-    rows.require_sizes(recipe.optim, recipe.training, accelerator.num_processes)
+    check_launch(len(rows.videos), recipe.optim, recipe.training, accelerator)
     rows.require_labels(recipe.model.classes)
     task = FinetuneTask(recipe, rows, init)
     open_run(run, recipe, {"source": rows.source, "init": task.start}, main=accelerator.is_main_process)

@@ -51,3 +51,9 @@ def resolve_root(store: Path, given: Path | None) -> Path:
     if not root.is_dir():
         raise UsageError(f"the videos' root {root} is no folder: give --root DIR.")
     return root
+
+
+def absolute_weights(weights: str) -> str:
+    """A path that is good from every folder; names such as `timm:NAME` stay."""
+    path = Path(weights)
+    return str(path.resolve()) if path.exists() else weights

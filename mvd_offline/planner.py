@@ -9,7 +9,7 @@ from typing import Any
 
 from mvd_offline.errors import UsageError
 from mvd_offline.geometry import TokenGrid
-from mvd_offline.local import Local, write_local
+from mvd_offline.local import Local, absolute_weights, write_local
 from mvd_offline.models.teachers import Teacher, teacher_for
 from mvd_offline.models.vit import resolve_arch
 from mvd_offline.recipe import DistillRecipe, TeacherName
@@ -17,6 +17,7 @@ from mvd_offline.shards.codecs import CODECS, get_codec
 from mvd_offline.shards.schema import ColumnSpec, StoreHeader
 from mvd_offline.shards.store import Store, create_store
 from mvd_offline.video.catalog import Catalog
+from mvd_offline.video.masking import masked_tokens
 from mvd_offline.video.views import Plan
 
 
@@ -78,7 +79,7 @@ def plan_store(
         columns=columns,
     )
     store = create_store(store_dir, header, plan.to_bytes())
-    weights = {name: _absolute(section.weights) for name, section in recipe.teachers.items()}
+    weights = {name: absolute_weights(section.weights) for name, section in recipe.teachers.items()}
     write_local(store_dir, Local(catalog.root, {str(k): v for k, v in weights.items()}))
     return store, estimate(recipe, plan, store, names, sustained_tflops)
 
@@ -101,11 +102,6 @@ def describe(teacher: Teacher) -> str:
     return f"{size}, {teacher.precision}, sha256 {teacher.weights_sha256}"
 
 
-def _absolute(weights: str) -> str:
-    path = Path(weights)
-    return str(path.resolve()) if path.exists() else weights
-
-
 # ---- arithmetic --------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +121,7 @@ def student_flops(recipe: DistillRecipe) -> float:
     """Forward and backward (twice the forward) of one clip through encoder and decoders."""
     grid, section = recipe.view.grid, recipe.student
     arch = resolve_arch(section.arch, section.width, section.depth, section.heads)
-    visible = grid.num_tokens - grid.t * int(recipe.mask.ratio * grid.tokens_per_slice)
+    visible = grid.num_tokens - masked_tokens(recipe.mask.kind, grid, recipe.mask.ratio)
     forward = encoder_flops(visible, arch.width, arch.depth)
     decoder_width = section.decoder.width or arch.width
     forward += len(recipe.active_teachers) * encoder_flops(grid.num_tokens, decoder_width, section.decoder.depth)

@@ -19,7 +19,7 @@ from mvd_offline.models.saving import save_model
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import MaskSection, PretrainRecipe, ViewSection, dump_recipe
 from mvd_offline.training.catalogs import CatalogRows, say_left_out
-from mvd_offline.training.loop import Batch, TrainingSummary, train
+from mvd_offline.training.loop import Batch, TrainingSummary, check_launch, train
 from mvd_offline.training.optim import parameter_groups
 from mvd_offline.training.order import BatchRequest
 from mvd_offline.training.run import open_run
@@ -47,7 +47,7 @@ def pretrain(
     """
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
     rows = CatalogRows(catalog_path)
-    rows.require_sizes(recipe.optim, recipe.training, accelerator.num_processes)
+    check_launch(len(rows.videos), recipe.optim, recipe.training, accelerator)
     open_run(run, recipe, {"source": rows.source}, main=accelerator.is_main_process)
     if accelerator.is_main_process:
         say_left_out(rows)

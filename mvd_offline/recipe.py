@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
 import itertools
-import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mvd_offline.errors import RecipeError
 from mvd_offline.geometry import TokenGrid
 
 TeacherName: TypeAlias = Literal["image", "video"]
 TEACHER_NAMES: tuple[TeacherName, ...] = ("image", "video")
-Precision: TypeAlias = Literal["no", "fp16", "bf16"]
+# YAML 1.1 reads a bare `no` as false.
+Precision: TypeAlias = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda v: "no" if v is False else v)]
 Arch: TypeAlias = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"]
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -213,7 +213,7 @@ class TrainingSection(Section):
     """Resume states kept; older ones are deleted."""
     pixel_check_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     """Share of samples whose rendered pixels are hashed again (and the whole first batch)."""
-    shuffle_window_shards: Positive = 8
+    shuffle_window_shards: Positive = 64
     """Rows are shuffled within this many shards: bounds the files that are open at a time."""
     tensorboard: bool = True
 
@@ -395,12 +395,6 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def section_hash(section: Section) -> str:
-    """SHA-256 of a section's canonical JSON."""
-    text = json.dumps(section.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def shipped_recipes() -> dict[str, Path]:
     """Name (`folder/stem`) to file of every recipe that comes with the package."""
     root = Path(__file__).parent / "configs"
@@ -469,11 +463,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 def _number(value: Any) -> Any:
     # YAML 1.1 reads 1e-4 (no dot) as a string; people mean the number.
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
     return value
 
 

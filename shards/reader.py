@@ -17,7 +17,7 @@ from mvd_offline.shards.index import ColumnIndex
 from mvd_offline.shards.schema import StoreHeader
 from mvd_offline.shards.shardfile import ShardFile
 
-_OPEN_FILES: Final = 64
+_OPEN_FILES: Final = 256
 
 
 class RowReader:

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from mvd_offline.errors import UsageError
-from mvd_offline.recipe import OptimSection, TrainingSection
-from mvd_offline.training.loop import Schedule
-from mvd_offline.training.order import BatchShape, epoch_order
+from mvd_offline.training.order import epoch_order
 from mvd_offline.video.catalog import Catalog, Video
 
 
@@ -60,15 +58,6 @@ class CatalogRows:
                     f"{' (none was listed)' if video.label < 0 else ''}; model.classes is {classes}, so labels are 0 "
                     f"to {classes - 1}. Scan a list with labels, or --set model.classes to the number of classes."
                 )
-
-    def require_sizes(self, optim: OptimSection, training: TrainingSection, processes: int) -> None:
-        """The batch fits the processes and the videos: asked before a run folder is begun.
-
-        Raises:
-            RecipeError: a batch that does not divide. UsageError: fewer videos than one batch.
-        """
-        BatchShape(optim.batch_size, processes, optim.micro_batch_size)
-        Schedule.of(len(self.videos), optim, training)
 
 
 def say_left_out(rows: CatalogRows) -> None:

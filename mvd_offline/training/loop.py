@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -114,9 +115,7 @@ def train(
         NonFiniteLossError: before the update of the step whose loss is not finite.
         UsageError, RecipeError: sizes that do not fit; a run folder of another recipe.
     """
-    _refuse_silent_float32(training, accelerator)
-    shape = BatchShape(optim.batch_size, accelerator.num_processes, optim.micro_batch_size)
-    schedule = Schedule.of(task.samples_per_epoch(), optim, training)
+    shape, schedule = check_launch(task.samples_per_epoch(), optim, training, accelerator)
     optimizer = build_optimizer(task.groups(), optim, accelerator.device)
     task.model.to(accelerator.device)
 
@@ -322,13 +321,25 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     }
 
 
-def _refuse_silent_float32(training: TrainingSection, accelerator: Accelerator) -> None:
-    """Where accelerate has no fp16 (on a CPU), it would train in float32 without a word."""
+def check_launch(
+    samples: int, optim: OptimSection, training: TrainingSection, accelerator: Accelerator
+) -> tuple[BatchShape, Schedule]:
+    """Sizes of a run on this launch; call it before a run folder is begun.
+
+    Args:
+        samples: usable rows of the smallest epoch.
+
+    Raises:
+        UsageError, RecipeError: an epoch smaller than a batch, a batch that does not divide by the processes, or fp16
+            where accelerate has none (on a CPU it would train in float32 without a word).
+    """
     if training.precision == "fp16" and accelerator.scaler is None:
         raise UsageError(
             f"training.precision is fp16, which needs a GPU; this run is on {accelerator.device}. "
             "--set training.precision=bf16, or no for float32."
         )
+    shape = BatchShape(optim.batch_size, accelerator.num_processes, optim.micro_batch_size)
+    return shape, Schedule.of(samples, optim, training)
 
 
 def _step_seed(seed: int, request: BatchRequest) -> int:
@@ -353,9 +364,11 @@ def _refuse_non_finite(parts: dict[str, Tensor], step: int, rows: tuple[int, ...
     if bool(torch.isfinite(total)):
         return
     values = ", ".join(f"{name} {float(value.detach()):g}" for name, value in parts.items())
+    found = (bool(torch.isfinite(parts["loss"].detach())), values, rows)
+    guilty = [(text, bad) for finite, text, bad in gather_object([found]) if not finite]
     raise NonFiniteLossError(
-        f"the loss of step {step} is not finite on process {accelerator.process_index} or one beside it ({values}; "
-        f"rows of this micro-batch: {', '.join(map(str, rows))}). No update was made. Look at the rows with "
+        f"the loss of step {step} is not finite ({'; '.join(text for text, _ in guilty)}; rows of the micro-batch: "
+        f"{', '.join(str(row) for _, bad in guilty for row in bad)}). No update was made. Look at the rows with "
         "`mvd-offline shards show`; with fp16, try training.precision bf16; or lower optim.base_lr. "
         "The run goes on from its last checkpoint."
     )

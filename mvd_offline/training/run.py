@@ -17,7 +17,9 @@ IDENTITY_FILE = "identity.json"
 # What may change between a run's start and its continuation: it decides how fast, not what.
 FREE = ("training.workers", "training.prefetch_batches", "training.log_every_steps", "training.keep_last",
         "training.checkpoint_every_epochs", "training.pixel_check_fraction", "training.tensorboard",
-        "optim.micro_batch_size", "optim.stop_after_epochs")  # fmt: skip
+        "optim.micro_batch_size", "optim.stop_after_epochs",
+        "student.checkpoint_activations", "student.compile",
+        "teachers.image.weights", "teachers.video.weights")  # fmt: skip
 
 
 def open_run(run: Path, recipe: Recipe, identity: dict[str, str], *, main: bool) -> None:

@@ -307,7 +307,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_rows(
     assert run_cli(write_recipe(tmp_path / "r.yaml", absurd), store, tmp_path / "run") == 1
 
     error = one_paragraph(capsys.readouterr().err)
-    found = re.search(r"the loss of step 1 is not finite .*rows of this micro-batch: (\d+), (\d+)\)", error)
+    found = re.search(r"the loss of step 1 is not finite .*rows of the micro-batch: (\d+), (\d+)\)", error)
     assert found is not None, error
     recipe, opened = small_recipe(absurd), open_store(store)
     order = DistillTask(recipe, opened, open_targets(recipe, opened, torch.device("cpu")), tmp_path).order(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mvd_offline.cli.main import main
+from mvd_offline.recipe import dump_recipe, load_distill
 
 RECIPE = "smoke/distill_vit_s_from_vit_b_k400"
 
@@ -61,6 +62,25 @@ def test_bench_step_times_both_kinds_on_the_same_store(
     for name in ("online_seconds", "cached_seconds", "speedup"):
         assert 0 < report[name]["low"] <= report[name]["median"] <= report[name]["high"]
     assert 0 <= report["cached_wait_share"]["median"] <= 1
+
+
+def test_distill_refuses_before_a_run_begins(catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load_distill(RECIPE)
+    image_only = recipe.model_copy(update={"teachers": {"image": recipe.teachers["image"]}})
+    (tmp_path / "image.yaml").write_text(dump_recipe(image_only), encoding="utf-8")
+    store, run = str(tmp_path / "store"), tmp_path / "run"
+    assert main(["plan", str(tmp_path / "image.yaml"), "--videos", str(catalog), "--store", store]) == 0
+    assert main(["extract", store, "--workers", "1"]) == 0
+    distill = ["distill", RECIPE, "--store", store, "--run", str(run)]
+
+    assert main(distill) == 1
+    assert "has columns image" in capsys.readouterr().err
+    image_alone = [*distill, "--set", "loss.weights.video=0"]
+    assert main([*image_alone, "--set", "optim.batch_size=3"]) == 2
+    assert "optim.micro_batch_size" in capsys.readouterr().err
+    assert not run.exists()
+    assert main([*image_alone, "--set", "training.precision=no"]) == 0
+    assert (run / "student.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ from mvd_offline.recipe import (
     load_pretrain,
     load_recipe,
     recipe_header,
-    section_hash,
     shipped_recipes,
 )
 
@@ -375,13 +374,16 @@ def test_a_teacher_of_weight_zero_is_not_active() -> None:
     assert load_distill(both, ["loss.weights.image=0", "loss.weights.video=1"]).active_teachers == ("video",)
 
 
-def test_a_sections_hash_depends_on_its_values_alone() -> None:
-    recipe = load_distill(MINIMAL)
-
-    assert section_hash(recipe.view) == section_hash(load_distill(MINIMAL, ["view.stride=4"]).view)
-    assert section_hash(recipe.view) != section_hash(load_distill(MINIMAL, ["view.stride=2"]).view)
-
-
 def test_a_recipe_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_distill(MINIMAL).name = "y"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_every_precision_can_be_typed_as_it_is(precision: str) -> None:
+    assert load_distill(MINIMAL, [f"training.precision={precision}"]).training.precision == precision
+
+
+def test_only_numbers_become_numbers() -> None:
+    assert load_distill(MINIMAL, ["optim.base_lr=1e-4"]).optim.base_lr == 1e-4
+    assert load_distill(MINIMAL, ["name=inf"]).name == "inf"
