@@ -128,6 +128,7 @@ def run(command: Any, program: str, arguments: Sequence[str] | None = None) -> i
         with command.make_context(program, words or ["--help"]) as context:
             status = command.invoke(context)
         sys.stdout.flush()
+        _leave_process_group()
     except typer.Exit as leaving:
         return leaving.exit_code
     except ParserError as error:
@@ -145,6 +146,13 @@ def run(command: Any, program: str, arguments: Sequence[str] | None = None) -> i
         _say(f"error: {_describe(error)}")
         return 2 if isinstance(error, UsageError) else 1
     return status if isinstance(status, int) else 0
+
+
+def _leave_process_group() -> None:
+    """Under a launcher, a process that ends with its group's threads still running is aborted now and then."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _describe(error: Exception) -> str:

@@ -17,7 +17,8 @@ from mvd_offline.shards.index import ColumnIndex
 from mvd_offline.shards.schema import StoreHeader
 from mvd_offline.shards.shardfile import ShardFile
 
-_OPEN_FILES: Final = 256
+OPEN_FILES: Final = 128
+"""Shard files kept open at most: two columns of the window in which a training shuffles."""
 
 
 class RowReader:
@@ -25,7 +26,7 @@ class RowReader:
 
     def __init__(self, root: Path, header: StoreHeader) -> None:
         self._root, self._header = root, header
-        self._open_file = lru_cache(_OPEN_FILES)(ShardFile)
+        self._open_file = lru_cache(OPEN_FILES)(ShardFile)
 
     def close_files(self) -> None:
         """Drop the open files; the next read opens them again."""

@@ -74,7 +74,7 @@ def kill_after(changes: int, store: Path, log: Path) -> int:
         assert wait_until(lambda: not descendants(process.mark), seconds=5, step=0.1), (
             "decode processes outlive the extraction"
         )
-    return sum(name.startswith("commits/") for name in file_names(store))
+    return sum(name.startswith("commits/") and ".tmp-" not in name for name in file_names(store))
 
 
 def test_a_store_that_was_killed_ten_times_equals_one_made_in_one_go(
