@@ -31,6 +31,7 @@ from mvd_offline.shards import (
 )
 from mvd_offline.shards.codecs import CODECS, get_codec
 from mvd_offline.shards.containers import CONTAINERS
+from mvd_offline.shards.reader import OPEN_FILES
 
 # Shards of 4 rows; the first group ends at view 5 (6 and 7 are a gap), the last shard is short.
 VIEWS = (0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,9 @@ from mvd_offline.local import read_local
 from mvd_offline.shards.verify import verify
 from mvd_offline.video.views import Plan
 
-# After how many changes of the store's set of files each run is killed. The first ones are killed while they start and
-# note the machine's paths, the others in the middle of shards and commits; a tenth is killed while it seals.
-KILL_AFTER = (1, 2, 4, 5, 6, 7, 8, 9, 10)
+# How long after a view hangs its run is killed: the writes of the views before it go on meanwhile, so that the kills
+# come in the middle of shards, of commits and between them.
+KILL_AFTER_SECONDS = (0.0, 0.02, 0.3, 0.0, 0.05, 0.3, 0.01, 0.1, 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +56,11 @@ def extract(store: Path) -> list[str]:
     return command("extract", store, "--workers", "1")
 
 
-def kill_after(changes: int, store: Path, log: Path) -> int:
-    """Start an extraction and kill it after so many changes of the store's files; returns how many shards are done."""
-    seen, count = file_names(store), 0
-
-    def has_changed() -> bool:
-        nonlocal seen, count
-        before, seen = seen, file_names(store)
-        count += before != seen
-        return count >= changes
-
-    with started(extract(store), log) as process:
-        # Looking costs time too: seldom while PyTorch is imported, often from the first change on.
-        assert wait_until(lambda: has_changed() or count, seconds=60, step=0.01), log.read_text()
-        assert wait_until(lambda: count >= changes or has_changed(), seconds=60, step=0.0005), log.read_text()
+def kill_at(video: Path, seconds: float, store: Path, root: Path, log: Path) -> int:
+    """Start an extraction that cannot get past `video`, and kill it there; returns how many shards are done."""
+    with hanging(video) as somebody_hangs, started([*extract(store), "--root", str(root)], log) as process:
+        assert wait_until(somebody_hangs, seconds=60), log.read_text()
+        time.sleep(seconds)
         process.kill()
         assert process.wait(10) == -signal.SIGKILL
         assert wait_until(lambda: not descendants(process.mark), seconds=5, step=0.1), (
@@ -80,10 +72,17 @@ def kill_after(changes: int, store: Path, log: Path) -> int:
 def test_a_store_that_was_killed_ten_times_equals_one_made_in_one_go(
     planned: Path, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
-    store = tmp_path / "store"
+    store, root = tmp_path / "store", tmp_path / "videos"
     shutil.copytree(planned, store)
+    shutil.copytree(read_local(store).videos_root, root)
+    views = list(Plan.read(store / "plan.parquet"))
+    # From the first view to the last: each run gets a little further than the one before.
+    places = [views[i * (len(views) - 1) // (len(KILL_AFTER_SECONDS) - 1)] for i in range(len(KILL_AFTER_SECONDS))]
 
-    done = [kill_after(changes, store, tmp_path / f"kill{i}.log") for i, changes in enumerate(KILL_AFTER)]
+    done = [
+        kill_at(root / place.path, seconds, store, root, tmp_path / f"kill{i}.log")
+        for i, (place, seconds) in enumerate(zip(places, KILL_AFTER_SECONDS, strict=True))
+    ]
     with started(extract(store), tmp_path / "seal.log") as process:
         assert wait_until(lambda: any("index" in name for name in file_names(store)), seconds=60, step=0.002)
         process.kill()
