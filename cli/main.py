@@ -6,6 +6,7 @@ panels would take half of the time that `--help` may take.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
@@ -123,12 +124,12 @@ def run(command: Any, program: str, arguments: Sequence[str] | None = None) -> i
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     words = [word for word in given if word != "--debug"]
+    atexit.register(_leave_process_group)
     debug = words != given or os.environ.get("MVD_DEBUG", "0") not in ("", "0")
     try:
         with command.make_context(program, words or ["--help"]) as context:
             status = command.invoke(context)
         sys.stdout.flush()
-        _leave_process_group()
     except typer.Exit as leaving:
         return leaving.exit_code
     except ParserError as error:
