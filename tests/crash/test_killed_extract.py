@@ -111,7 +111,7 @@ def test_ctrl_c_ends_with_status_130_and_one_line_and_leaves_no_temporary_file(
     ):
         assert wait_until(lambda: somebody_hangs() and temporary_files(store), seconds=60), log.read_text()
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the decode processes get it as well
-        status = process.wait(90)
+        status = process.wait(30)
         assert wait_until(lambda: not descendants(process.mark), seconds=5, step=0.1)
 
     # decord's library may write a line of its own, "[time] file: ...", when its process ends in the middle of an open.
