@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-
-from pebble import ProcessExpired, ProcessPool
 
 from mvd_offline.errors import VideoError
 from mvd_offline.video.decode import VideoInfo, clean_reason
-from mvd_offline.video.workers import follow_the_parent
+from mvd_offline.video.workers import DecodePool
 
 Probe = Callable[[Path], VideoInfo]
 
@@ -42,23 +38,21 @@ def examine_files(
     """
     if not paths:
         return
-    # Spawned, not forked: decord and torch keep threads, and a forked lock stays locked.
-    pool = ProcessPool(
-        max_workers=min(workers, len(paths)), context=get_context("spawn"), initializer=follow_the_parent
-    )
     running: dict[Future[Examined], int] = {}
     upcoming = iter(enumerate(paths))
-    try:
+    with DecodePool(min(workers, len(paths)), timeout_seconds) as pool:
         while True:
             while len(running) < 4 * workers and (entry := next(upcoming, None)):
-                running[pool.schedule(_examine, args=(entry[1], probe), timeout=timeout_seconds)] = entry[0]
+                running[pool.submit(_examine, entry[1], probe)] = entry[0]
             if not running:
                 break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), _result(future, timeout_seconds)
-    finally:
-        pool.stop()
-        pool.join()
+            for future in pool.wait(running):
+                position = running.pop(future)
+                try:
+                    examined = pool.result(future, paths[position])
+                except VideoError as error:
+                    examined = Examined(error.status, detail=error.reason)
+                yield position, examined
 
 
 def file_sha256(path: Path) -> str:
@@ -75,18 +69,3 @@ def _examine(path: Path, probe: Probe) -> Examined:
     except Exception as error:
         # Decoders raise many things on broken files; none of them is worth the other files of the scan.
         return Examined("unreadable", detail=f"unexpected {type(error).__name__}: {clean_reason(str(error), path)}")
-
-
-def _result(future: Future[Examined], timeout_seconds: float) -> Examined:
-    try:
-        return future.result()
-    except TimeoutError:
-        return Examined("timeout", detail=f"took longer than {timeout_seconds:g} s and was stopped")
-    except ProcessExpired as error:
-        return Examined("unreadable", detail=f"its decoder crashed ({_exit_name(error.exitcode)})")
-
-
-def _exit_name(code: int | None) -> str:
-    if code is not None and code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"

@@ -6,15 +6,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 
-from pebble import ProcessExpired, ProcessPool
-
 from mvd_offline.errors import VideoError
 from mvd_offline.video.views import Rendered, View, render_sizes
-from mvd_offline.video.workers import follow_the_parent
+from mvd_offline.video.workers import DecodePool
 
 
 @dataclass(frozen=True)
@@ -35,21 +32,17 @@ class RenderFeed:
 
     def __init__(self, root: Path, sizes: Iterable[int], *, workers: int, timeout_seconds: float, ahead: int) -> None:
         self._root, self._sizes = root, tuple(dict.fromkeys(sizes))
-        self._timeout, self._ahead = timeout_seconds, ahead
-        # Spawned, not forked: the parent runs a GPU and threads.
-        self._pool = ProcessPool(max_workers=workers, initializer=follow_the_parent, context=get_context("spawn"))
+        self._ahead = ahead
+        self._pool = DecodePool(workers, timeout_seconds)
 
     def __enter__(self) -> RenderFeed:
+        self._pool.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._pool.close()
-        else:
-            self._pool.stop()
-        self._pool.join()
+        self._pool.__exit__(kind, error, trace)
 
     def items(self, views: Iterable[View]) -> Iterator[FeedItem]:
         waiting: deque[tuple[View, Future[dict[int, Rendered] | VideoError] | None]] = deque()
@@ -69,18 +62,15 @@ class RenderFeed:
     def _submit(self, view: View) -> Future[dict[int, Rendered] | VideoError] | None:
         if view.status != "ok":
             return None
-        return self._pool.schedule(_render, args=(view, self._root, self._sizes), timeout=self._timeout)
+        return self._pool.submit(_render, view, self._root, self._sizes)
 
     def _collect(self, view: View, future: Future[dict[int, Rendered] | VideoError] | None) -> FeedItem:
         if future is None:
             return FeedItem(view, None, VideoError(view.path, view.detail, status=view.status))
         try:
-            result = future.result()
-        except TimeoutError:
-            reason = f"decoding took longer than {self._timeout:g} s and was stopped"
-            result = VideoError(view.path, reason, status="timeout")
-        except ProcessExpired as error:
-            result = VideoError(view.path, f"the decoder took its process down (exit code {error.exitcode})")
+            result = self._pool.result(future, view.path)
+        except VideoError as error:
+            result = error
         if isinstance(result, VideoError):
             return FeedItem(view, None, result)
         return FeedItem(view, result, None)
