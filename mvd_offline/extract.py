@@ -203,7 +203,7 @@ def _run(
     items = feed.items(plan[view_id] for shard, _ in work for view_id in plan.shard_view_ids(shard))
     clock = _Clock(summary.seconds)
     began, done = time.perf_counter(), 0
-    with WriteBehind(store, summary) as writer:
+    with WriteBehind(store, summary, producer_of(device)) as writer:
         for shard, columns in work:
             writer.begin(shard, columns)
             for ids in batches_of(plan.shard_view_ids(shard), store.header.batch_rows):
@@ -219,6 +219,13 @@ def _run(
             writer.commit()
         clock.lap("waiting for disk")
     clock.lap("waiting for disk")
+
+
+def producer_of(device: torch.device) -> dict[str, str]:
+    """What of software and hardware decides the last bits of the targets that this device computes."""
+    if device.type == "cuda":
+        return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device)}
+    return {"torch": torch.__version__, "device": f"{device.type} {torch.backends.cpu.get_cpu_capability()}"}
 
 
 def batches_of(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
@@ -257,8 +264,8 @@ def _clips(items: Sequence[FeedItem], batch_rows: int, size: int) -> NDArray[np.
 class WriteBehind:
     """One thread that encodes, writes and commits while the teachers go on; at most a few batches wait for it."""
 
-    def __init__(self, store: Store, summary: ExtractSummary) -> None:
-        self._store, self._summary = store, summary
+    def __init__(self, store: Store, summary: ExtractSummary, producer: Mapping[str, str]) -> None:
+        self._store, self._summary, self._producer = store, summary, producer
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write-behind")
         self._pending: list[Future[None]] = []
         self._open = ExitStack()
@@ -295,7 +302,10 @@ class WriteBehind:
             self._pending.pop(0).result()
 
     def _begin(self, shard: int, columns: Sequence[str]) -> None:
-        self._writers = {name: self._open.enter_context(self._store.write_shard(name, shard)) for name in columns}
+        self._writers = {
+            name: self._open.enter_context(self._store.write_shard(name, shard, producer=self._producer))
+            for name in columns
+        }
 
     def _rows(self, items: Sequence[FeedItem], features: Mapping[str, NDArray[np.float32]], size: int) -> None:
         for slot, item in enumerate(items):

@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.local import resolve_root
-from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.errors import MissingRowError
 from mvd_offline.shards.schema import RowRecord
 from mvd_offline.shards.store import Store, open_store
@@ -87,8 +86,8 @@ def _view(store: Store, plan: Plan, view_id: int) -> View:
 
 def _features(store: Store, column: str, view_id: int) -> NDArray[np.float32]:
     """A row as float32 (N, D)."""
-    codec = get_codec(store.header.columns[column].codec)
-    return codec.to_float32(store.read([view_id], [column])[column][0])
+    features: NDArray[np.float32] = store.read([view_id], [column])[column][0].astype(np.float32)
+    return features
 
 
 # ---- the picture -------------------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ class TeacherSection(Section):
 class StoreSection(Section):
     """How targets are stored."""
 
-    container: Literal["zarr"] = "zarr"
-    codec: Literal["float32", "float16", "bfloat16"] = "float16"
+    container: Literal["zarr", "tar"] = "zarr"
+    codec: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
     rows_per_shard: Positive = 64
     """Views of one shard file: the unit of commit and resume."""
     batch_rows: Positive = 8

@@ -117,12 +117,12 @@ class _Pair:
     @classmethod
     def of(cls, store: Store, column: str, view_id: int, again: NDArray[np.float32]) -> _Pair:
         codec = get_codec(store.header.columns[column].codec)
-        coded = store.read([view_id], [column])[column][0]
-        stored, wanted = codec.to_float32(coded).astype(np.float64), again.astype(np.float64)
+        coded = store.read_coded(column, [view_id])[0]
+        stored, wanted = codec.decode(coded).astype(np.float64), again.astype(np.float64)
         products = np.linalg.norm(stored, axis=1) * np.linalg.norm(wanted, axis=1)
         return cls(
             view_id=view_id,
-            identical=coded.tobytes() == codec.encode(again),
+            identical=np.array_equal(coded, codec.encode(again)),
             relative_error=float(np.linalg.norm(stored - wanted)) / max(float(np.linalg.norm(wanted)), 1e-30),
             cosines=(stored * wanted).sum(axis=1) / np.maximum(products, 1e-30),
         )

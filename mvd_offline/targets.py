@@ -19,6 +19,7 @@ from mvd_offline.errors import UsageError
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher, teacher_for
 from mvd_offline.recipe import DistillRecipe, TeacherName
+from mvd_offline.shards.codecs import INT8_SCALE_BYTES
 from mvd_offline.shards.errors import IdentityError
 from mvd_offline.shards.store import Store
 
@@ -78,14 +79,23 @@ class CachedTargets:
         self._codecs: dict[str, str] = {name: store.header.columns[name].codec for name in names}
 
     def targets(self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], masked: Tensor) -> dict[str, Tensor]:
-        return {name: _to_float32(tensor, self._codecs[name]) for name, tensor in stored.items()}
+        return {name: decode(tensor, self._codecs[name]) for name, tensor in stored.items()}
 
 
-def _to_float32(stored: Tensor, codec: str) -> Tensor:
+def decode(coded: Tensor, codec: str) -> Tensor:
+    """Coded tokens (B, M + extra rows, columns), as `Store.read_tokens` gives them, to float32 (B, M, D).
+
+    The same values to the bit as the codec's own `decode`, on the tensor's device.
+    """
     if codec == "bfloat16":
         # numpy has no bfloat16: the bits travel as uint16.
-        return stored.view(torch.bfloat16).float()
-    return stored.float()
+        return coded.view(torch.bfloat16).float()
+    if codec == "int8":
+        width = coded.shape[-1] - INT8_SCALE_BYTES
+        scales = coded[:, :-1, width:].contiguous().view(torch.float32)
+        levels = torch.ldexp(scales.new_ones(()), coded[:, -1:, :width].int())
+        return coded[:, :-1, :width] * scales * levels
+    return coded.float()
 
 
 # ---- online ------------------------------------------------------------------------------------------------------

@@ -6,17 +6,22 @@ A container only frames payloads: it never changes their bytes, so a row is read
 
 from __future__ import annotations
 
+import io
 import json
 import struct
-from collections.abc import Mapping
+import tarfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import google_crc32c
+import numpy as np
 
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.errors import CorruptionError, IdentityError
-from mvd_offline.shards.schema import ColumnSpec, StoreHeader
+from mvd_offline.shards.schema import ColumnSpec, RowRecord, StoreHeader, canonical_json
+
+Buffer: TypeAlias = "bytes | memoryview"
 
 _MISSING: Final = 2**64 - 1
 
@@ -40,7 +45,7 @@ class ShardLayout:
 class Sink(Protocol):
     """Where a shard's bytes go, in order."""
 
-    def write(self, data: bytes) -> object: ...
+    def write(self, data: Buffer) -> object: ...
 
 
 class ReadAt(Protocol):
@@ -52,8 +57,12 @@ class ReadAt(Protocol):
 class ShardFileWriter(Protocol):
     """Streams one shard file into a sink."""
 
-    def add(self, view_id: int, payload: bytes, crc32c: int) -> int:
-        """Append a row's payload; returns the offset of its first byte in the file."""
+    def add(self, row: RowRecord, payload: Buffer) -> int:
+        """Append a row (its offset not known yet); returns the offset of its payload's first byte in the file."""
+        ...
+
+    def fail(self, row: RowRecord) -> None:
+        """Append a row that has no payload."""
         ...
 
     def finish(self) -> None:
@@ -125,40 +134,52 @@ class _ZarrShardWriter:
         self._entries = [(_MISSING, _MISSING)] * layout.rows_per_shard
         self._position = 0
 
-    def add(self, view_id: int, payload: bytes, crc32c: int) -> int:
+    def add(self, row: RowRecord, payload: Buffer) -> int:
         offset = self._position
         self._sink.write(payload)
-        self._sink.write(struct.pack("<I", crc32c))
-        self._entries[self._layout.slot(view_id)] = (offset, len(payload) + 4)
-        self._position += len(payload) + 4
+        self._sink.write(struct.pack("<I", row.crc32c))
+        self._entries[self._layout.slot(row.view_id)] = (offset, row.length + 4)
+        self._position += row.length + 4
         return offset
+
+    def fail(self, row: RowRecord) -> None:
+        """A slot that was never set says so."""
 
     def finish(self) -> None:
         index = b"".join(struct.pack("<QQ", *entry) for entry in self._entries)
         self._sink.write(index + struct.pack("<I", google_crc32c.value(index)))
 
 
+_NOTES: Final = {
+    "bfloat16": "values are bfloat16 bit patterns: shift left by 16 bits and view as float32",
+    "int8": (
+        "a row of each token: D integers and a float32 scale; the last row: D exponents; "
+        "value = integer * scale of its token * 2 ** exponent of its channel"
+    ),
+}
+
+
 def _array_metadata(header: StoreHeader, column: ColumnSpec) -> dict[str, Any]:
     codec = get_codec(column.codec)
+    shape = codec.shape(column.tokens, column.width)
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     checksum = {"name": "crc32c"}
     sharding = {
-        "chunk_shape": [1, column.tokens, column.width],
+        "chunk_shape": [1, *shape],
         "codecs": [little, checksum],
         "index_codecs": [little, checksum],
         "index_location": "end",
     }
     attributes = {"store_id": header.store_id, "column": column.name, "column_id": column.column_id}
     attributes["codec"] = column.codec
-    if column.codec == "bfloat16":
-        attributes["note"] = "values are bfloat16 bit patterns: shift left by 16 bits and view as float32"
-    chunk_shape = [header.rows_per_shard, column.tokens, column.width]
+    if column.codec in _NOTES:
+        attributes["note"] = _NOTES[column.codec]
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": [header.rows, column.tokens, column.width],
+        "shape": [header.rows, *shape],
         "data_type": codec.dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [header.rows_per_shard, *shape]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": codec.fill_value,
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
@@ -167,7 +188,120 @@ def _array_metadata(header: StoreHeader, column: ColumnSpec) -> dict[str, Any]:
     }
 
 
-CONTAINERS: Final[dict[str, Container]] = {"zarr": ZarrContainer()}
+class TarContainer:
+    """A webdataset shard: for each row `NNNNNNNNN.json`, its record, and `NNNNNNNNN.<column>.npy`, its coded array.
+
+    Rows ascend, the names of a row are sorted, and nothing in a header depends on when or by whom it was written.
+    A row without target has its record only.
+    """
+
+    name = "tar"
+
+    def shard_file(self, shard: int) -> str:
+        return f"{shard:06d}.tar"
+
+    def column_files(self, header: StoreHeader, column: ColumnSpec) -> Mapping[str, bytes]:
+        return {}
+
+    def writer(self, sink: Sink, layout: ShardLayout) -> ShardFileWriter:
+        return _TarShardWriter(sink, layout)
+
+    def locate(self, read_at: ReadAt, size: int, layout: ShardLayout) -> dict[int, tuple[int, int, int]]:
+        records: dict[int, dict[str, Any]] = {}
+        payloads: dict[int, tuple[int, int]] = {}
+        header = _npy_header(layout.column)
+        for name, start, length in _tar_members(read_at, size):
+            key, _, extension = name.partition(".")
+            if not key.isdigit() or extension not in ("json", f"{layout.column.name}.npy"):
+                raise CorruptionError(f"the member {name!r} has no place in this shard")
+            if extension == "json":
+                records[int(key)] = _json_object(read_at(start, length), name)
+            elif read_at(start, len(header)) == header:
+                payloads[int(key)] = (start + len(header), length - len(header))
+            else:
+                raise CorruptionError(f"the npy header of {name} is damaged")
+        if {view for view, record in records.items() if record.get("status") == "ok"} != set(payloads):
+            raise CorruptionError("the records and the payloads in the file do not belong together")
+        return {view: (*place, int(records[view].get("crc32c", -1))) for view, place in payloads.items()}
+
+
+class _TarShardWriter:
+    def __init__(self, sink: Sink, layout: ShardLayout) -> None:
+        self._sink = sink
+        self._column = layout.column
+        self._position = 0
+
+    def add(self, row: RowRecord, payload: Buffer) -> int:
+        record, array = f"{row.view_id:09d}.json", f"{row.view_id:09d}.{self._column.name}.npy"
+        offset = 0
+        for name in sorted((record, array)):
+            if name == record:
+                self._member(name, self._record(row))
+            else:
+                header = _npy_header(self._column)
+                offset = self._position + tarfile.BLOCKSIZE + len(header)
+                self._member(name, header, payload)
+        return offset
+
+    def fail(self, row: RowRecord) -> None:
+        self._member(f"{row.view_id:09d}.json", self._record(row))
+
+    def finish(self) -> None:
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+
+    def _record(self, row: RowRecord) -> bytes:
+        """What the commit record says of the row, but for where it lies; with the names of column and codec."""
+        fields = {key: value for key, value in row.to_json().items() if key != "offset"}
+        return canonical_json({**fields, "column": self._column.name, "codec": self._column.codec})
+
+    def _member(self, name: str, *parts: Buffer) -> None:
+        entry = tarfile.TarInfo(name)  # mode 0644, no owner, no time
+        entry.size = sum(memoryview(part).nbytes for part in parts)
+        self._write(entry.tobuf(tarfile.USTAR_FORMAT), *parts, bytes(-entry.size % tarfile.BLOCKSIZE))
+
+    def _write(self, *parts: Buffer) -> None:
+        for part in parts:
+            self._sink.write(part)
+            self._position += memoryview(part).nbytes
+
+
+def _npy_header(column: ColumnSpec) -> bytes:
+    """What stands before a payload in its npy file (format version 1.0)."""
+    codec = get_codec(column.codec)
+    sink = io.BytesIO()
+    description = {"descr": codec.dtype.str, "fortran_order": False, "shape": codec.shape(column.tokens, column.width)}
+    np.lib.format.write_array_header_1_0(sink, description)
+    return sink.getvalue()
+
+
+def _tar_members(read_at: ReadAt, size: int) -> Iterator[tuple[str, int, int]]:
+    """Name, first byte and length of each file in a tar; raises CorruptionError where it does not hold together."""
+    position = 0
+    while (block := read_at(position, tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
+        try:
+            entry = tarfile.TarInfo.frombuf(block, "ascii", "strict")
+        except (tarfile.HeaderError, UnicodeDecodeError) as error:
+            raise CorruptionError(f"the tar header at byte {position} is damaged ({error})") from None
+        start = position + tarfile.BLOCKSIZE
+        if not entry.isreg() or start + entry.size > size:
+            raise CorruptionError(f"the tar header at byte {position} names no file inside the shard")
+        yield entry.name, start, entry.size
+        position = start + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    if read_at(position, size) != bytes(2 * tarfile.BLOCKSIZE):
+        raise CorruptionError("the end of the tar is damaged")
+
+
+def _json_object(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise CorruptionError(f"{name} is no JSON object")
+    return found
+
+
+CONTAINERS: Final[dict[str, Container]] = {"zarr": ZarrContainer(), "tar": TarContainer()}
 
 
 def get_container(name: str) -> Container:

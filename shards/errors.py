@@ -1,12 +1,6 @@
 """Every error that a user can meet is an `MvdError`: one paragraph, no traceback on the command line."""
 
-from typing import Final
-
-REPAIR_SHARD: Final = (
-    "Run `mvd-offline shards verify STORE --level full --repair`, which withdraws the shards that are damaged, "
-    "then `mvd-offline extract STORE`, which makes them again."
-)
-"""What to do about a damaged shard."""
+from pathlib import Path
 
 
 class MvdError(Exception):
@@ -46,3 +40,11 @@ class CodecError(StoreError, ValueError):
 
 class CommitError(StoreError, ValueError):
     """A shard cannot be committed: it is committed already, or its rows are incomplete or out of order."""
+
+
+def repair_shard(root: Path) -> str:
+    """What to do about a damaged shard."""
+    return (
+        f"Run `mvd-offline shards verify {root} --level full --repair`, which puts what is damaged aside, then "
+        f"`mvd-offline extract {root}`, which makes it again."
+    )

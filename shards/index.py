@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 NO_ROW: Final = 255
 """Status code of a view_id that has no record."""
 
+CODING_MEASURES: Final = ("relative_error", "cosine_min", "cosine_mean", "max_abs_error")
+"""Fields of a record that say what coding cost."""
+
 _METADATA_KEY: Final = b"mvd_offline.index"
 
 
@@ -51,6 +54,8 @@ class ColumnIndex:
     decoder: NDArray[np.uint16]
     """Position in `decoders`."""
     decoders: tuple[str, ...]
+    coding: Mapping[str, NDArray[np.float64]] = field(repr=False)
+    """What coding cost each row, by measure: see `codecs.CodingError`; 0 where the row is not ok."""
     details: Mapping[int, str] = field(repr=False)
     """Reason by view_id, for rows that are not ok."""
 
@@ -95,6 +100,7 @@ class ColumnIndex:
             crc32c=int(self.crc32c[view_id]),
             pixels=f"{int(self.pixels[view_id]):016x}" if ok else "",
             decoder=self.decoders[self.decoder[view_id]],
+            **{name: float(values[view_id]) for name, values in self.coding.items()},
         )
 
     def _explain(self, view_id: int, count: int) -> str:
@@ -199,6 +205,7 @@ def column_index(table: pa.Table, header: StoreHeader, column: str) -> ColumnInd
         pixels=spread(np.array([int(text or "0", 16) for text in part["pixels"].to_pylist()], np.uint64), np.uint64),
         decoder=spread(decoder_codes, np.uint16),
         decoders=tuple(decoders),
+        coding={name: spread(part[name].to_numpy(), np.float64) for name in CODING_MEASURES},
         details={view_id: text for view_id, text in details if text},
     )
 
@@ -217,5 +224,6 @@ def _arrow_schema() -> pa.Schema:
         "crc32c": pa.uint32(),
         "pixels": pa.string(),
         "decoder": pa.string(),
+        **dict.fromkeys(CODING_MEASURES, pa.float64()),
     }
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])

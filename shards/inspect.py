@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.errors import MissingRowError
 from mvd_offline.shards.schema import STATUSES
 from mvd_offline.shards.store import Store
@@ -89,7 +88,6 @@ def stats(store: Store, column: str, rows: int = 256, *, outliers: int = 10) -> 
     One row at a time is held in memory.
     """
     spec = store.header.columns[store.checked_columns([column])[0]]
-    codec = get_codec(spec.codec)
     ok = store.ok_rows([column])
     if len(ok) == 0:
         raise MissingRowError(f"column {column} has no target yet: run `mvd-offline extract {store.root}`.")
@@ -97,7 +95,7 @@ def stats(store: Store, column: str, rows: int = 256, *, outliers: int = 10) -> 
     total, squares = np.zeros(spec.width), np.zeros(spec.width)
     low, high, norms = np.inf, -np.inf, []
     for view_id in chosen:
-        values = codec.to_float32(store.read([view_id], [column])[column][0]).astype(np.float64)
+        values = store.read([view_id], [column])[column][0].astype(np.float64)
         total += values.sum(0)
         squares += (values**2).sum(0)
         low, high = min(low, float(values.min())), max(high, float(values.max()))

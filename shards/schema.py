@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from mvd_offline.shards.errors import CorruptionError, IdentityError, StoreError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 STATUSES: Final = ("ok", "unreadable", "too_short", "timeout", "missing")
 """What can become of a row; only `ok` has a payload."""
@@ -108,6 +108,8 @@ class ColumnSpec:
     container: str
     source: Mapping[str, Any]
     """The teacher's identity; opaque here: architecture, weights_sha256, layer, precision, normalisation, ..."""
+    max_relative_error: float | None = None
+    """What coding may cost a row at most (relative L2); checked on the first shard that a run writes."""
 
     def __post_init__(self) -> None:
         if not COLUMN_NAME.fullmatch(self.name) or self.name in RESERVED_NAMES:
@@ -117,6 +119,8 @@ class ColumnSpec:
             )
         if self.tokens < 1 or self.width < 1:
             raise IdentityError(f"column {self.name}: tokens and width must be positive: {self.tokens}, {self.width}")
+        if self.max_relative_error is not None and not self.max_relative_error > 0:
+            raise IdentityError(f"column {self.name}: max_relative_error must be positive: {self.max_relative_error}")
         object.__setattr__(self, "source", _plain(dict(self.source)))
 
     @cached_property
@@ -219,6 +223,11 @@ class RowRecord:
     """xxh3 (64 bit, hex) of the rendered pixels that the teacher saw; empty when not ok."""
     decoder: str = ""
     """Decoder and version that read the video; empty when not ok."""
+    relative_error: float = 0.0
+    """What coding cost (see `codecs.CodingError`); this and the next three are 0 when not ok."""
+    cosine_min: float = 0.0
+    cosine_mean: float = 0.0
+    max_abs_error: float = 0.0
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
@@ -246,6 +255,8 @@ class CommitRecord:
     """Bytes of the shard file."""
     sha256: str
     """Of the whole shard file."""
+    producer: Mapping[str, str]
+    """Who computed the targets: software and device, with versions. What decides their last bits, and no more."""
     rows: tuple[RowRecord, ...]
     """Every view of the shard, by ascending view_id."""
     schema_version: int = SCHEMA_VERSION

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mvd_offline.shards import atomic
 from mvd_offline.shards.creation import holds, publish_column_files
-from mvd_offline.shards.errors import REPAIR_SHARD, CorruptionError
+from mvd_offline.shards.errors import CorruptionError, repair_shard
 from mvd_offline.shards.index import build_table, table_bytes
 from mvd_offline.shards.schema import CommitRecord, SealRecord
 
@@ -46,5 +46,5 @@ def _present_records(store: Store, column: str) -> Iterator[CommitRecord]:
         size = path.stat().st_size if path.exists() else None
         if size != record.size:
             found = "is gone" if size is None else f"has {size} bytes, its record says {record.size}"
-            raise CorruptionError(f"column {column}, shard {shard}: {path} {found}. {REPAIR_SHARD}")
+            raise CorruptionError(f"column {column}, shard {shard}: {path} {found}. {repair_shard(store.root)}")
         yield record

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,8 +15,8 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from mvd_offline.shards.codecs import get_codec
-from mvd_offline.shards.containers import ShardLayout, get_container
+from mvd_offline.shards.codecs import get_codec, measure_error
+from mvd_offline.shards.containers import Buffer, ShardLayout, get_container
 from mvd_offline.shards.errors import CommitError, CorruptionError
 from mvd_offline.shards.schema import CommitRecord, RowRecord, StoreHeader
 
@@ -28,8 +29,15 @@ class ShardWriter:
     Rows go straight to the file; no more than one is held in memory.
     """
 
-    def __init__(self, header: StoreHeader, layout: ShardLayout, view_ids: Sequence[int], stream: BinaryIO) -> None:
-        self._header, self._layout = header, layout
+    def __init__(
+        self,
+        header: StoreHeader,
+        layout: ShardLayout,
+        view_ids: Sequence[int],
+        stream: BinaryIO,
+        producer: Mapping[str, str],
+    ) -> None:
+        self._header, self._layout, self._producer = header, layout, producer
         self._expected = list(view_ids)
         self._sink = _HashingSink(stream)
         self._codec = get_codec(layout.column.codec)
@@ -41,7 +49,7 @@ class ShardWriter:
         """Store a view's target.
 
         Args:
-            features: (N, D), finite, in float32 or in the codec's own dtype.
+            features: float32 (N, D), finite.
             pixels: xxh3 (64 bit, 16 hexadecimal digits) of the rendered pixels that the teacher saw.
             decoder: who decoded them.
 
@@ -58,27 +66,36 @@ class ShardWriter:
             )
         if not _is_pixel_hash(pixels):
             raise CommitError(f"column {column.name}, view {view_id}: {pixels!r} is no 16-digit pixel hash")
-        payload = self._codec.encode(features)
-        crc32c = google_crc32c.value(payload)
-        offset = self._file.add(view_id, payload, crc32c)
-        self._rows.append(
-            RowRecord(
-                view_id=view_id,
-                status="ok",
-                offset=offset,
-                length=len(payload),
-                crc32c=crc32c,
-                pixels=pixels,
-                decoder=decoder,
-            )
+        coded = self._codec.encode(features)
+        error = measure_error(features, self._codec.decode(coded))
+        payload = coded.reshape(-1).view(np.uint8)
+        row = RowRecord(
+            view_id=view_id,
+            status="ok",
+            length=payload.nbytes,
+            crc32c=google_crc32c.value(payload),
+            pixels=pixels,
+            decoder=decoder,
+            **vars(error),
         )
+        self._append(row, payload.data)
+
+    def keep(self, row: RowRecord, payload: Buffer) -> None:
+        """Store a row as it was: its record and payload from a shard that this one replaces."""
+        self._expect(row.view_id)
+        self._append(row, payload)
+
+    def _append(self, row: RowRecord, payload: Buffer) -> None:
+        self._rows.append(dataclasses.replace(row, offset=self._file.add(row, payload)))
 
     def fail(self, view_id: int, status: str, detail: str) -> None:
         """Record why a view has no target; `detail` must not depend on the machine (no absolute paths)."""
         self._expect(view_id)
         if status == "ok" or not detail:
             raise CommitError(f"view {view_id}: a failed row needs a status other than ok, and a reason in words")
-        self._rows.append(RowRecord(view_id=view_id, status=status, detail=detail))
+        row = RowRecord(view_id=view_id, status=status, detail=detail)
+        self._file.fail(row)
+        self._rows.append(row)
 
     def finish(self) -> CommitRecord:
         """Close the file's content and say what it is; every view must have come."""
@@ -98,6 +115,7 @@ class ShardWriter:
             file=self._container.shard_file(self._layout.shard),
             size=self._sink.size,
             sha256=self._sink.sha256.hexdigest(),
+            producer=dict(self._producer),
             rows=tuple(self._rows),
         )
 
@@ -120,10 +138,10 @@ class _HashingSink:
         self.sha256 = hashlib.sha256()
         self.size = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Buffer) -> None:
         self._stream.write(data)
         self.sha256.update(data)
-        self.size += len(data)
+        self.size += memoryview(data).nbytes
 
 
 def _is_pixel_hash(text: str) -> bool:
@@ -197,7 +215,8 @@ def _payload_problem(payload: bytes, row: RowRecord, layout: ShardLayout) -> str
     codec, column = get_codec(layout.column.codec), layout.column
     if len(payload) != codec.nbytes(column.tokens, column.width):
         return f"the payload has {len(payload)} bytes, a row has {codec.nbytes(column.tokens, column.width)}"
-    if not codec.all_finite(codec.decode(payload, column.tokens, column.width)):
+    coded = np.frombuffer(payload, codec.dtype).reshape(codec.shape(column.tokens, column.width))
+    if not codec.is_valid(coded):
         return "the payload holds values that are not finite"
     return None
 
@@ -258,13 +277,22 @@ class ShardFile:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
 
-    def read_into(self, target: NDArray[Any], offset: int) -> bool:
-        """Fill a contiguous array from `offset`; False when the file ends before."""
-        buffer = target.reshape(-1).view(np.uint8).data
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> bool:
+        """Fill buffers, one after the other, with the bytes from `offset`; False when the file ends before."""
+        waiting = list(buffers)
+        while waiting:
+            count = os.preadv(self._descriptor, waiting, offset)
             if count == 0:
                 return False
-            done += count
+            offset += count
+            waiting = _after(waiting, count)
         return True
+
+
+def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """What is left of the buffers when `count` bytes are filled."""
+    for position, buffer in enumerate(buffers):
+        if count < buffer.nbytes:
+            return [buffer[count:], *buffers[position + 1 :]]
+        count -= buffer.nbytes
+    return []

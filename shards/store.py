@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,12 @@ from mvd_offline.shards.creation import (
     some,
 )
 from mvd_offline.shards.errors import (
-    REPAIR_SHARD,
     CommitError,
     CorruptionError,
     IdentityError,
     MissingRowError,
     NotSealedError,
+    repair_shard,
 )
 from mvd_offline.shards.index import ColumnIndex, build_table, column_index, read_table
 from mvd_offline.shards.reader import RowReader
@@ -200,7 +200,7 @@ class Store:
             field, found, wanted = difference
             raise IdentityError(
                 f"{path}: {field} is {found!r} where {wanted!r} belongs: the record comes from elsewhere. "
-                f"{REPAIR_SHARD}"
+                f"{repair_shard(self.root)}"
             )
         return record
 
@@ -254,10 +254,13 @@ class Store:
     # ---- writing -------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def write_shard(self, column: str, shard: int, *, replace: bool = False) -> Iterator[ShardWriter]:
+    def write_shard(
+        self, column: str, shard: int, *, producer: Mapping[str, str], replace: bool = False
+    ) -> Iterator[ShardWriter]:
         """Write and commit one shard: published on a clean exit, and not at all on an exception.
 
         Args:
+            producer: software and device that compute the targets, with versions.
             replace: allow a shard that is committed already; it is uncommitted while it is exchanged, and the store
                 must be sealed again.
 
@@ -274,7 +277,8 @@ class Store:
             )
         layout = self.layout(column, shard)
         with atomic.temporary_file(self.shard_path(column, shard)) as temporary:
-            writer = ShardWriter(self.header, layout, self.shard_view_ids(shard).tolist(), temporary.stream)
+            views = self.shard_view_ids(shard).tolist()
+            writer = ShardWriter(self.header, layout, views, temporary.stream, producer)
             yield writer
             record = writer.finish()
             temporary.flush_to_disk()
@@ -363,24 +367,40 @@ class Store:
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
-    def read(self, view_ids: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """Targets of these views, in this order: column to (len(view_ids), N, D) in the codec's dtype.
-
-        float32 and float16 come as they are, bfloat16 as uint16 bit patterns (see `codecs`).
+    def read(
+        self, view_ids: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Targets of these views, in this order: column to (len(view_ids), N, D), float16 or float32 by its codec.
 
         Raises:
             MissingRowError: a view has no target; never zeros instead.
             CorruptionError: stored bytes do not match their checksum.
         """
-        ids = np.asarray(view_ids, np.int64).reshape(-1)
-        return {name: self._reader.rows(self.status(name), ids) for name in self.checked_columns(columns)}
+        return {
+            name: get_codec(self.header.columns[name].codec).decode(self.read_coded(name, view_ids))
+            for name in self.checked_columns(columns)
+        }
+
+    def read_coded(
+        self, column: str, view_ids: Sequence[int] | NDArray[Any], *, out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Targets as they are stored (see `codecs`): (len(view_ids), *codec.shape) in the codec's dtype.
+
+        Args:
+            out: an array of that shape and dtype to fill and return.
+
+        Raises like `read`.
+        """
+        (column,) = self.checked_columns([column])
+        return self._reader.rows(self.status(column), np.asarray(view_ids, np.int64).reshape(-1), out)
 
     def read_tokens(
         self, column: str, view_ids: Sequence[int] | NDArray[Any], token_index: NDArray[Any]
     ) -> NDArray[Any]:
-        """Some tokens of each view: (B, M, D) in the codec's dtype, for `token_index` (B, M).
+        """Some tokens of each view as they are stored, for `token_index` (B, M): (B, M, columns) in the codec's dtype.
 
-        Raises like `read`; a row is read and checked whole before its tokens are taken.
+        The codec's `extra_rows`, which decoding needs, follow the M tokens. Raises like `read`; a row is read and
+        checked whole before its tokens are taken.
         """
         (column,) = self.checked_columns([column])
         ids, tokens = np.asarray(view_ids, np.int64).reshape(-1), np.asarray(token_index, np.int64)

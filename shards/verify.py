@@ -20,7 +20,7 @@ import numpy as np
 
 from mvd_offline.shards import atomic
 from mvd_offline.shards.creation import column_files, read_file
-from mvd_offline.shards.errors import REPAIR_SHARD, MvdError, NotAStoreError, StoreError
+from mvd_offline.shards.errors import MvdError, NotAStoreError, StoreError, repair_shard
 from mvd_offline.shards.index import join_batches, read_table, record_batch
 from mvd_offline.shards.schema import CommitRecord, StoreHeader
 from mvd_offline.shards.shardfile import check_file, check_rows
@@ -50,11 +50,8 @@ class Finding:
     row: int | None
     what: str
     repair: str
-
-    @property
-    def is_damaged_shard(self) -> bool:
-        """Whether making the shard again repairs it."""
-        return self.shard is not None and self.repair == REPAIR_SHARD
+    is_damaged_shard: bool = False
+    """Whether making the shard again repairs it."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ class _Check:
             try:
                 record = store.record(column, shard)
             except MvdError as error:
-                yield Finding(column, shard, None, f"the commit record cannot be used: {error}", REPAIR_SHARD)
+                yield self._damaged(column, shard, None, f"the commit record cannot be used: {error}")
                 continue
             self._batches.append(record_batch(record))
             yield from self._record(record)
@@ -183,7 +180,7 @@ class _Check:
         ids = [row.view_id for row in record.rows]
         if self._plan_is_good and ids != self.store.shard_view_ids(record.shard).tolist():
             what = "the commit record names other views than the plan"
-            yield Finding(record.column, record.shard, None, what, REPAIR_SHARD)
+            yield self._damaged(record.column, record.shard, None, what)
             return
         for row in record.rows:
             if row.status == "ok":
@@ -191,7 +188,7 @@ class _Check:
                 self._pixels[row.view_id] = now
                 if before not in (0, now):
                     what = f"its teacher saw other pixels ({now:016x}) than that of a column before it ({before:016x})"
-                    yield Finding(record.column, record.shard, row.view_id, what, REPAIR_SHARD)
+                    yield self._damaged(record.column, record.shard, row.view_id, what)
 
     def _file(self, record: CommitRecord, sampled: set[int]) -> Iterator[Finding]:
         path, layout = (
@@ -208,7 +205,10 @@ class _Check:
         self.rows += len(ok)
         self.bytes_read += record.size if self.level == "full" else sum(row.length for row in ok)
         for fault in faults:
-            yield Finding(record.column, record.shard, fault.row, fault.what, REPAIR_SHARD)
+            yield self._damaged(record.column, record.shard, fault.row, fault.what)
+
+    def _damaged(self, column: str, shard: int, row: int | None, what: str) -> Finding:
+        return Finding(column, shard, row, what, repair_shard(self.root), is_damaged_shard=True)
 
     # ---- the whole -----------------------------------------------------------------------------------------------
 

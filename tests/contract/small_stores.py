@@ -16,6 +16,7 @@ from mvd_offline.shards import ColumnSpec, Store, StoreHeader, create_store
 
 TOKENS, WIDTH = 6, 5
 DECODER = "decord 0.6.0"
+PRODUCER = {"torch": "2.11.0", "device": "cpu AVX2"}
 
 
 def plan_of(view_ids: Sequence[int], rows_per_shard: int) -> bytes:
@@ -75,7 +76,7 @@ def fill(store: Store, failed: Mapping[int, str] | None = None, *, columns: Sequ
 
 def write(store: Store, name: str, shard: int, failed: Mapping[int, str] = {}, *, replace: bool = False) -> None:
     column = store.header.columns[name]
-    with store.write_shard(name, shard, replace=replace) as writer:
+    with store.write_shard(name, shard, producer=PRODUCER, replace=replace) as writer:
         for view_id in store.shard_view_ids(shard).tolist():
             if view_id in failed:
                 writer.fail(view_id, failed[view_id], f"broken at frame {view_id}")

@@ -27,7 +27,7 @@ def filled(folder: Path, factory: pytest.TempPathFactory, codec: str) -> tuple[S
     drawn = np.random.default_rng(0).standard_normal((store.header.rows, 8, 192)).astype(np.float32)
     for column in store.columns:
         for shard in range(store.shard_count):
-            with store.write_shard(column, shard) as writer:
+            with store.write_shard(column, shard, producer={}) as writer:
                 for view in store.shard_view_ids(shard).tolist():
                     writer.add(view, drawn[view] + (column == "video"), pixels="0" * 16, decoder="decord 0.6.0")
     store.seal()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_stores import plan_of
+from small_stores import PRODUCER, plan_of
 
 import mvd_offline.shards
 from mvd_offline.shards import CommitRecord, RowRecord, StoreHeader, create_store
@@ -40,7 +40,7 @@ def test_the_code_writes_the_examples_shard_to_the_byte(tmp_path: Path) -> None:
     header = dataclasses.replace(example, plan_sha256=hashlib.sha256(plan).hexdigest())
     store = create_store(tmp_path / "store", header, plan)
     row, failed = record.rows
-    with store.write_shard("video", 0) as writer:
+    with store.write_shard("video", 0, producer=PRODUCER) as writer:
         features = np.array([[1, 2], [3, 4]], np.float32)
         writer.add(0, features, pixels=row.pixels, decoder=row.decoder)
         writer.fail(1, failed.status, failed.detail)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_stores import DECODER, TOKENS, WIDTH, column_of, features_of, fill, hash_of, new_store, write
+from small_stores import DECODER, PRODUCER, TOKENS, WIDTH, column_of, features_of, fill, hash_of, new_store, write
 
 from mvd_offline.shards import MissingRowError, Store
 from mvd_offline.shards.inspect import failures, info, ls, stats
@@ -58,7 +58,7 @@ def test_stats_are_those_of_the_values(store: Store) -> None:
 
 
 def test_an_outlier_channel_is_named_with_its_ratio_to_the_median(store: Store) -> None:
-    with store.write_shard("video", 2) as writer:
+    with store.write_shard("video", 2, producer=PRODUCER) as writer:
         features = np.ones((TOKENS, WIDTH), np.float32)
         features[:, 3] = -100.0
         writer.add(8, features, pixels=hash_of(8), decoder=DECODER)

@@ -104,7 +104,7 @@ def test_recomputing_finds_targets_that_are_not_the_teachers(extracted: Store, t
     store = open_store(shutil.copytree(extracted.root, tmp_path / "store"))
     shard = int(store.ok_rows()[0]) // store.header.rows_per_shard
     kept = {view: store.status("video").row(view) for view in store.shard_view_ids(shard).tolist()}
-    with store.write_shard("video", shard, replace=True) as writer:
+    with store.write_shard("video", shard, producer={}, replace=True) as writer:
         for view, row in kept.items():
             if row.status == "ok":
                 wrong = np.ones((store.header.columns["video"].tokens, store.header.columns["video"].width), np.float32)

@@ -8,7 +8,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_stores import column_of, header_of, plan_of
+from small_stores import PRODUCER, column_of, header_of, plan_of
 
 from mvd_offline.shards import ColumnSpec, CommitRecord, CorruptionError, IdentityError, RowRecord, StoreError
 from mvd_offline.shards.schema import SealRecord, StoreHeader, canonical_json, first_difference, seal_document
@@ -18,7 +18,9 @@ ROWS = (
     RowRecord(view_id=0, status="ok", offset=0, length=8, crc32c=7, pixels="0" * 16, decoder="decord 0.6.0"),
     RowRecord(view_id=1, status="timeout", detail="longer than 60 s"),
 )
-COMMIT = CommitRecord(HEADER.store_id, "video", HEADER.columns["video"].column_id, 0, "c.0.0.0", 44, "ab" * 32, ROWS)
+COMMIT = CommitRecord(
+    HEADER.store_id, "video", HEADER.columns["video"].column_id, 0, "c.0.0.0", 44, "ab" * 32, PRODUCER, ROWS
+)
 SEAL = SealRecord(HEADER.store_id, {"video": HEADER.columns["video"].column_id}, 10, "cd" * 32)
 DOCUMENTS = [HEADER, COMMIT, SEAL]
 
@@ -48,9 +50,9 @@ def test_what_is_no_document_is_corruption(data: bytes) -> None:
 
 
 def test_a_document_of_another_version_is_refused_with_both_versions() -> None:
-    data = seal_document({**json.loads(SEAL.to_bytes()), "schema_version": 2})
+    data = seal_document({**json.loads(SEAL.to_bytes()), "schema_version": 1})
     data = seal_document({k: v for k, v in json.loads(data).items() if k != "digest"})
-    with pytest.raises(StoreError, match="schema version 2; this release reads version 1"):
+    with pytest.raises(StoreError, match="schema version 1; this release reads version 2"):
         SealRecord.from_bytes(data)
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_stores
-from small_stores import TOKENS, WIDTH, column_of, files_of, fill, hash_of, new_store
+from small_stores import PRODUCER, TOKENS, WIDTH, column_of, files_of, fill, hash_of, new_store
 
 from mvd_offline.shards import NotAStoreError, Store, StoreError, create_store, open_store
+from mvd_offline.shards.codecs import CodingError
 from mvd_offline.shards.verify import VerifyReport, verify, withdraw_damaged
 
 VIEWS = range(10)
@@ -77,9 +78,10 @@ def test_a_value_that_is_not_finite_is_found_even_where_checksums_hold(
 ) -> None:
     with monkeypatch.context() as patch:
         # Another program's store: checksums of whatever it wrote.
-        patch.setattr("mvd_offline.shards.codecs._ArrayCodec.encode", lambda self, array: array.tobytes())
+        patch.setattr("mvd_offline.shards.codecs._ArrayCodec.encode", lambda self, array: array)
+        patch.setattr("mvd_offline.shards.shardfile.measure_error", lambda *arguments: CodingError(0.0, 1.0, 1.0, 0.0))
         patch.setattr("mvd_offline.shards.store.check_file", lambda *arguments: [])
-        with store.write_shard("video", 0, replace=True) as writer:
+        with store.write_shard("video", 0, producer=PRODUCER, replace=True) as writer:
             for view in range(4):
                 writer.add(view, np.full((TOKENS, WIDTH), np.inf, np.float32), pixels=hash_of(view), decoder="d")
     assert "video 0 3 the payload holds values that are not finite" in what(verify(store.root, "full"))
