@@ -23,7 +23,7 @@ from mvd_offline.errors import MvdError, UsageError, VideoError
 from mvd_offline.finetune import CLASSES_FILE, CLASSIFIER_FILE
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.loading import load_classifier
-from mvd_offline.models.saving import write_atomically
+from mvd_offline.models.saving import write_whole
 from mvd_offline.progress import WorkProgress
 from mvd_offline.recipe import ClipSection, EvaluationSection, load_finetune
 from mvd_offline.training.catalogs import CatalogRows
@@ -268,11 +268,11 @@ def _unreadable(failures: Sequence[tuple[str, str]]) -> MvdError:
 
 
 def _write(run: Path, result: Evaluation) -> None:
-    write_atomically(run / RESULT_FILE, (json.dumps(result.to_json(), indent=2) + "\n").encode())
+    write_whole(run / RESULT_FILE, (json.dumps(result.to_json(), indent=2) + "\n").encode())
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["label", "name", "videos", "top1", "top5", "top1_accuracy", "top5_accuracy"])
     for row in result.classes:
         shares = [f"{right / row.videos:.4f}" for right in (row.top1, row.top5)]
         writer.writerow([row.label, row.name, row.videos, row.top1, row.top5, *shares])
-    write_atomically(run / PER_CLASS_FILE, table.getvalue().encode())
+    write_whole(run / PER_CLASS_FILE, table.getvalue().encode())

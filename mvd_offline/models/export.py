@@ -17,7 +17,7 @@ from mvd_offline.models.checkpoints import Checkpoint, State, read_checkpoint, s
 from mvd_offline.models.huggingface import videomae_names, vitmae_names
 from mvd_offline.models.loading import load_classifier, load_student
 from mvd_offline.models.positions import Positions, position_table
-from mvd_offline.models.saving import save_model, write_atomically, write_safetensors
+from mvd_offline.models.saving import save_model, write_safetensors, write_whole
 from mvd_offline.models.vit import LAYER_NORM_EPS, Arch
 
 Target: TypeAlias = Literal["mvd", "hf", "timm", "safetensors"]
@@ -118,7 +118,7 @@ def _write_torch(out: Path, payload: Any) -> None:
         raise UsageError(f"{out}: this target writes a file for torch.load; name it like student.pth")
     buffer = io.BytesIO()
     torch.save(payload, buffer)
-    write_atomically(out, buffer.getvalue())
+    write_whole(out, buffer.getvalue())
 
 
 # ---- our own -----------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def _to_huggingface(checkpoint: Checkpoint, out: Path, sizes: Sizes, converted: 
     else:
         state = _videomae(checkpoint, out, sizes, config, converted)
     write_safetensors(out / "model.safetensors", state, {"format": "pt"})
-    write_atomically(out / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    write_whole(out / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
     converted.tensors = len(state)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors.torch import save
 from torch import Tensor
+
+from mvd_offline.shards.atomic import publish_bytes
 
 
 class Saveable(Protocol):
@@ -38,7 +38,7 @@ def save_model(path: str | Path, model: Saveable, *, recipe: str = "") -> None:
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors (moved to the CPU, names sorted) to a temporary file beside `path`, then rename it."""
     tensors = {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
-    write_atomically(path, _with_sorted_metadata(save(tensors, metadata=dict(metadata))))
+    write_whole(path, _with_sorted_metadata(save(tensors, metadata=dict(metadata))))
 
 
 def _with_sorted_metadata(payload: bytes) -> bytes:
@@ -51,18 +51,8 @@ def _with_sorted_metadata(payload: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + payload[8 + length :]
 
 
-def write_atomically(path: str | Path, payload: bytes) -> None:
-    """A reader sees the old file or the whole new one."""
+def write_whole(path: str | Path, payload: bytes) -> None:
+    """Write a file and the folders above it: a reader sees the old content or the new, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    publish_bytes(path, payload)

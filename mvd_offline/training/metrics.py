@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
+
+from mvd_offline.shards.atomic import publish_bytes
 
 
 class Meter:
@@ -80,9 +81,7 @@ class MetricsWriter:
             if record["step"] > step:
                 break
             kept.append(line + "\n")
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._path)
+        publish_bytes(self._path, "".join(kept).encode("utf-8"))
 
     def __enter__(self) -> MetricsWriter:
         return self

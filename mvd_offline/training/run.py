@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from mvd_offline.errors import UsageError
 from mvd_offline.recipe import Recipe, dump_recipe, load_recipe
+from mvd_offline.shards.atomic import TEMPORARY_PREFIX, publish_bytes
 from mvd_offline.shards.errors import IdentityError
 
 RECIPE_FILE = "recipe.yaml"
@@ -39,16 +39,16 @@ def open_run(run: Path, recipe: Recipe, identity: dict[str, str], *, main: bool)
         return
     if not main:
         return
-    temporary = run / f".{RECIPE_FILE}"
-    if run.is_dir() and any(path.name not in (IDENTITY_FILE, temporary.name) for path in run.iterdir()):
+    if run.is_dir() and any(
+        path.name != IDENTITY_FILE and not path.name.startswith(TEMPORARY_PREFIX) for path in run.iterdir()
+    ):
         raise UsageError(
             f"{run} is not empty and holds no run of this program: give an empty or a new folder as --run."
         )
     run.mkdir(parents=True, exist_ok=True)
-    (run / IDENTITY_FILE).write_text(json.dumps(identity, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    publish_bytes(run / IDENTITY_FILE, json.dumps(identity, indent=2, sort_keys=True).encode() + b"\n")
     # The recipe comes last and at once: it is what says, to other processes and later launches, that the run has begun.
-    temporary.write_text(dump_recipe(recipe), encoding="utf-8")
-    os.replace(temporary, run / RECIPE_FILE)
+    publish_bytes(run / RECIPE_FILE, dump_recipe(recipe).encode())
 
 
 def read_identity(run: Path) -> dict[str, str]:

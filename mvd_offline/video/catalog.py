@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections import Counter
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvd_offline.errors import UsageError
+from mvd_offline.shards.atomic import publish_bytes
 from mvd_offline.video.decode import Reader
 from mvd_offline.video.decode import probe as probe_video
 from mvd_offline.video.examine import Examined, Probe, examine_files
@@ -87,14 +89,11 @@ class Catalog:
         path = Path(path)
         facts = {"version": CATALOG_VERSION, "root": str(self.root), "classes": list(self.classes)}
         schema = _SCHEMA.with_metadata({_METADATA_KEY: json.dumps(facts, sort_keys=True).encode()})
+        rows = [asdict(video) for video in self.videos]
+        content = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), content, compression="zstd")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            rows = [asdict(video) for video in self.videos]
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        publish_bytes(path, content.getvalue())
 
     @classmethod
     def read(cls, path: str | Path) -> Catalog:
