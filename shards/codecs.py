@@ -35,8 +35,8 @@ INT8_STEPS: Final = 127
 """Values of an int8 token lie in -127 .. 127 steps of its scale."""
 INT8_SCALE_BYTES: Final = 4
 """A binary32 after the D integers of a token."""
-INT8_EXPONENTS: Final = (-126, 127)
-"""Exponents whose power of two is a normal binary32."""
+INT8_EXPONENTS: Final = (-126, 126)
+"""Exponents whose power of two, and its inverse, are normal binary32."""
 
 
 class Codec(Protocol):
@@ -180,7 +180,7 @@ class _Int8:
         return bool(
             (np.isfinite(scales) & (scales >= 0)).all()
             and (coded[..., :-1, :width] >= -INT8_STEPS).all()
-            and (coded[..., -1, :width] >= INT8_EXPONENTS[0]).all()
+            and (np.abs(coded[..., -1, :width].astype(np.int16)) <= INT8_EXPONENTS[1]).all()
             and not coded[..., -1, width:].any()
         )
 
@@ -241,6 +241,11 @@ class CodingError:
     cosine_mean: float
     max_abs_error: float
 
+    @classmethod
+    def of(cls, relative: float, most_missing: float, mean_missing: float, max_abs: float) -> CodingError:
+        """From full precision; a cosine is given by what it lacks of 1, where it has all its digits."""
+        return cls(_rounded(relative), round(1 - most_missing, 9), round(1 - mean_missing, 9), _rounded(max_abs))
+
 
 def measure_error(features: NDArray[np.float32], decoded: NDArray[Any]) -> CodingError:
     """Compare one row (N, D) with what its payload decodes to."""
@@ -256,11 +261,9 @@ def measure_error(features: NDArray[np.float32], decoded: NDArray[Any]) -> Codin
     grown = (2 * along + moved) / np.maximum(before + after, np.finfo(np.float64).tiny)
     product = 2 * before * after
     missing = np.where(product > 0, (moved - grown**2) / np.where(product > 0, product, 1), moved > 0)
-    return CodingError(
-        relative_error=_rounded(float(np.sqrt(moved.sum() / max(squared.sum(), np.finfo(np.float64).tiny)))),
-        cosine_min=round(1 - float(missing.max()), 9),
-        cosine_mean=round(1 - float(missing.mean()), 9),
-        max_abs_error=_rounded(float(np.abs(difference).max())),
+    relative = np.sqrt(moved.sum() / max(squared.sum(), np.finfo(np.float64).tiny))
+    return CodingError.of(
+        float(relative), float(missing.max()), float(missing.mean()), float(np.abs(difference).max())
     )
 
 

@@ -150,7 +150,7 @@ def test_models_and_video_do_not_import_each_other() -> None:
 LAYERS = [
     {"shards"},
     {"errors"},
-    {"recipe", "geometry", "randomness", "local", "progress"},
+    {"recipe", "geometry", "randomness", "local", "progress", "coding"},
     {"models", "video", "losses"},
     {"training", "targets"},
     # One file a job; the frame of the package and the command line come on top.

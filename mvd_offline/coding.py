@@ -1,0 +1,95 @@
+"""The store's codecs on tensors: where teachers run is where features are coded, and decoded where the student trains.
+
+The arithmetic is that of `shards.codecs`, to the bit, on any device; there are batches of rows here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mvd_offline.shards.codecs import INT8_EXPONENTS, INT8_SCALE_BYTES, INT8_STEPS, CodingError
+
+
+def encode(features: Tensor, codec: str) -> Tensor:
+    """Float32 features (B, N, D) to coded rows (B, rows, columns) in the codec's dtype (bfloat16 as itself).
+
+    Values that the codec cannot hold are not looked for here; `is_finite` finds them.
+    """
+    if codec == "int8":
+        return _encode_int8(features)
+    return features.to({"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[codec])
+
+
+def decode(coded: Tensor, codec: str) -> Tensor:
+    """Coded rows (B, M + extra rows, columns), as `Store.read_tokens` gives them, to float32 (B, M, D)."""
+    if codec == "bfloat16":
+        # numpy has no bfloat16: the bits travel as uint16.
+        return coded.view(torch.bfloat16).float()
+    if codec == "int8":
+        width = coded.shape[-1] - INT8_SCALE_BYTES
+        return coded[:, :-1, :width] * _scales(coded) * _powers(coded[:, -1:, :width].int())
+    return coded.float()
+
+
+def is_finite(coded: Tensor) -> Tensor:
+    """Whether each row (B,) holds finite values only: False where the features, or the codec's rounding, overflowed."""
+    if coded.dtype == torch.int8:
+        return _scales(coded).isfinite().all(dim=(1, 2))
+    return coded.isfinite().all(dim=(1, 2))
+
+
+def coding_errors(features: Tensor, decoded: Tensor) -> Tensor:
+    """What coding cost each row: (B, 4) float64, the arguments of `CodingError.of`. See `codecs.measure_error`."""
+    difference = decoded - features
+    squared, moved, along = (
+        (first * second).sum(dim=-1).double()
+        for first, second in ((features, features), (difference, difference), (difference, features))
+    )
+    before, after = squared.sqrt(), (squared + 2 * along + moved).clamp_min(0).sqrt()
+    tiny = torch.finfo(torch.float64).tiny
+    grown = (2 * along + moved) / (before + after).clamp_min(tiny)
+    product = 2 * before * after
+    missing = torch.where(
+        product > 0, (moved - grown**2) / torch.where(product > 0, product, 1.0), (moved > 0).double()
+    )
+    relative = (moved.sum(dim=1) / squared.sum(dim=1).clamp_min(tiny)).sqrt()
+    largest = difference.abs().amax(dim=(1, 2)).double()
+    return torch.stack([relative, missing.amax(dim=1), missing.mean(dim=1), largest], dim=1)
+
+
+def as_coding_error(measured: Tensor) -> CodingError:
+    """One row of `coding_errors`."""
+    return CodingError.of(*measured.tolist())
+
+
+def _encode_int8(features: Tensor) -> Tensor:
+    rows, tokens, width = features.shape
+    exponents = _channel_exponents(features)
+    levelled = features * _powers(-exponents)[:, None]
+    scales = levelled.abs().amax(dim=2) / INT8_STEPS
+    steps = (levelled / torch.where(scales > 0, scales, 1.0)[..., None]).round().clamp(-INT8_STEPS, INT8_STEPS)
+    coded = torch.zeros(rows, tokens + 1, width + INT8_SCALE_BYTES, dtype=torch.int8, device=features.device)
+    coded[:, :tokens, :width] = steps.to(torch.int8)
+    coded[:, :tokens, width:] = scales.contiguous().view(torch.int8).reshape(rows, tokens, INT8_SCALE_BYTES)
+    coded[:, tokens, :width] = exponents.to(torch.int8)
+    return coded
+
+
+def _channel_exponents(features: Tensor) -> Tensor:
+    """(B, D) int32: the power of two next to the root mean square of each channel's tokens."""
+    norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
+    mantissa, exponent = torch.frexp(norms / max(features.shape[1], 1) ** 0.5)
+    nearest = torch.where(norms > 0, exponent - (mantissa < 0.5**0.5).int(), 0)
+    return nearest.clamp(*INT8_EXPONENTS).int()
+
+
+def _scales(coded: Tensor) -> Tensor:
+    """(B, M, 1) float32. Copied, because a view of other bytes must start at a multiple of four."""
+    part = coded[:, :-1, -INT8_SCALE_BYTES:]
+    return part.clone(memory_format=torch.contiguous_format).view(torch.float32)
+
+
+def _powers(exponents: Tensor) -> Tensor:
+    """2^exponent in float32, exactly: the exponent's bits are set, nothing is computed."""
+    return ((exponents + 127) << 23).view(torch.float32)
