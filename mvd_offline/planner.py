@@ -11,7 +11,7 @@ from mvd_offline.errors import UsageError
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.local import Local, absolute_weights, write_local
 from mvd_offline.models.teachers import Teacher, teacher_for
-from mvd_offline.models.vit import resolve_arch
+from mvd_offline.models.vit import decoder_arch, encoder_arch
 from mvd_offline.recipe import DistillRecipe, TeacherName
 from mvd_offline.shards.codecs import CODECS, get_codec
 from mvd_offline.shards.schema import ColumnSpec, StoreHeader
@@ -120,11 +120,11 @@ def teacher_flops(name: TeacherName, grid: TokenGrid, width: int, depth: int) ->
 def student_flops(recipe: DistillRecipe) -> float:
     """Forward and backward (twice the forward) of one clip through encoder and decoders."""
     grid, section = recipe.view.grid, recipe.student
-    arch = resolve_arch(section.arch, section.width, section.depth, section.heads)
+    arch = encoder_arch(section)
     visible = grid.num_tokens - masked_tokens(recipe.mask.kind, grid, recipe.mask.ratio)
     forward = encoder_flops(visible, arch.width, arch.depth)
-    decoder_width = section.decoder.width or arch.width
-    forward += len(recipe.active_teachers) * encoder_flops(grid.num_tokens, decoder_width, section.decoder.depth)
+    decoder = decoder_arch(section.decoder, arch)
+    forward += len(recipe.active_teachers) * encoder_flops(grid.num_tokens, decoder.width, decoder.depth)
     return 3.0 * forward
 
 

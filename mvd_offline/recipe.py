@@ -124,14 +124,19 @@ class DecoderSection(Section):
     heads: Positive | None = None
 
 
-class StudentSection(Section):
-    """The student encoder and its decoders."""
+class EncoderSection(Section):
+    """The shape of an encoder."""
 
     arch: Arch = "vit_small"
     width: Positive | None = None
-    """Overrides the arch (with depth and heads): for students of other sizes."""
+    """Overrides the arch (with depth and heads): for encoders of other sizes."""
     depth: Positive | None = None
     heads: Positive | None = None
+
+
+class StudentSection(EncoderSection):
+    """The student encoder and its decoders."""
+
     drop_path: Fraction = 0.1
     """Largest stochastic-depth rate; grows linearly over the blocks, anew in each decoder."""
     decoder: DecoderSection = DecoderSection()
@@ -257,13 +262,10 @@ class DistillRecipe(Section):
         return self
 
 
-class PretrainModelSection(Section):
+class PretrainModelSection(EncoderSection):
     """An encoder and the light decoder of masked pixel regression."""
 
     arch: Arch = "vit_base"
-    width: Positive | None = None
-    depth: Positive | None = None
-    heads: Positive | None = None
     decoder: DecoderSection = DecoderSection(depth=4, width=384, heads=6)
     drop_path: Fraction = 0.0
 
@@ -294,13 +296,9 @@ class AugmentSection(Section):
     """Probability of a horizontal flip; 0 for Something-Something."""
 
 
-class ClassifierSection(Section):
+class ClassifierSection(EncoderSection):
     """The fine-tuned model: encoder, mean over tokens, LayerNorm, dropout, linear head."""
 
-    arch: Arch = "vit_small"
-    width: Positive | None = None
-    depth: Positive | None = None
-    heads: Positive | None = None
     classes: Annotated[int, Field(ge=2)]
     drop_path: Fraction = 0.1
     head_dropout: Fraction = 0.0

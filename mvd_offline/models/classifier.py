@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.models.positions import Positions
-from mvd_offline.models.vit import Arch, LayerNorm, VideoEncoder, init_for_finetuning, resolve_arch
+from mvd_offline.models.vit import Arch, LayerNorm, VideoEncoder, encoder_arch, init_for_finetuning
 from mvd_offline.recipe import ClassifierSection, ClipSection
 
 
@@ -106,7 +106,7 @@ class Classifier(VideoEncoder):
 def build_classifier(section: ClassifierSection, clip: ClipSection, positions: Positions = "sincos_3d") -> Classifier:
     """The classifier of a recipe, freshly initialised from torch's global generator."""
     return Classifier(
-        resolve_arch(section.arch, section.width, section.depth, section.heads),
+        encoder_arch(section),
         grid=clip.grid,
         classes=section.classes,
         patch_size=clip.patch_size,

@@ -22,12 +22,13 @@ from mvd_offline.models.vit import (
     Decoder,
     LayerNorm,
     VideoEncoder,
+    decoder_arch,
+    encoder_arch,
     gather_tokens,
     init_for_pretraining,
     init_mask_tokens,
     make_blocks,
     patches_of,
-    resolve_arch,
     run_blocks,
     split_mask,
     with_mask_tokens,
@@ -221,9 +222,8 @@ def build_pretrainer(
     normalize_targets: bool = True,
 ) -> MAEPretrainer | VideoMAEPretrainer:
     """The pretraining model of a recipe, freshly initialised from torch's global generator."""
-    arch = resolve_arch(section.arch, section.width, section.depth, section.heads)
-    width = section.decoder.width or arch.width
-    decoder = Arch(width, section.decoder.depth, section.decoder.heads or arch.heads)
+    arch = encoder_arch(section)
+    decoder = decoder_arch(section.decoder, arch)
     if method == "mae":
         return MAEPretrainer(
             arch,

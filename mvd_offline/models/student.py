@@ -17,9 +17,10 @@ from mvd_offline.models.vit import (
     Decoder,
     LayerNorm,
     VideoEncoder,
+    decoder_arch,
+    encoder_arch,
     init_for_pretraining,
     init_mask_tokens,
-    resolve_arch,
     split_mask,
     with_mask_tokens,
 )
@@ -174,16 +175,14 @@ def build_student(section: StudentSection, view: ViewSection, targets: Mapping[s
     Args:
         targets: name of each active teacher to its width.
     """
-    arch = resolve_arch(section.arch, section.width, section.depth, section.heads)
-    width = section.decoder.width or arch.width
-    decoder = Arch(width, section.decoder.depth, section.decoder.heads or arch.heads)
+    arch = encoder_arch(section)
     return Student(
         arch,
         grid=view.grid,
         patch_size=view.patch_size,
         tubelet_size=view.tubelet_size,
         targets=targets,
-        decoder=decoder,
+        decoder=decoder_arch(section.decoder, arch),
         drop_path=section.drop_path,
         checkpoint_activations=section.checkpoint_activations,
     )

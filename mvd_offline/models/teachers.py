@@ -29,6 +29,10 @@ from mvd_offline.recipe import TeacherName, TeacherSection, ViewSection
 
 TeacherPrecision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
+LAYER = "last_block_before_norm"
+NORMALISATION = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+IMAGE_POSITIONS = "sincos_2d"
+
 DEFAULT_FRAMES = 16
 DEFAULT_IMAGE_SIZE = 224
 
@@ -113,12 +117,12 @@ class Teacher(nn.Module):
             "kind": self.name,
             "architecture": {**asdict(self.arch), "patch": self.patch_size},
             "weights_sha256": self.weights_sha256,
-            "layer": "last_block_before_norm",
+            "layer": LAYER,
             "positions": self.positions,
             "image_size": self.image_size,
             "tubelet": self.tubelet_size,
             "precision": self.precision,
-            "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+            "normalisation": NORMALISATION,
         }
 
 
@@ -130,7 +134,7 @@ class ImageTeacher(Teacher):
 
     @property
     def positions(self) -> str:
-        return "sincos_2d"
+        return IMAGE_POSITIONS
 
     def _features(self, video: Tensor) -> Tensor:
         frames = front_frames(video, self.tubelet_size)
@@ -244,6 +248,25 @@ def teacher_for(section: TeacherSection, view: ViewSection, name: TeacherName) -
             f"{teacher.weights_sha256}; use the pinned weights, or change teachers.{name}.sha256"
         )
     return teacher
+
+
+def declared_identity(section: TeacherSection, view: ViewSection, name: TeacherName) -> dict[str, Any]:
+    """What a recipe alone says of a teacher's identity; fields that only the weights tell are left out."""
+    declared: dict[str, Any] = {
+        "kind": name,
+        "layer": LAYER,
+        "image_size": section.image_size or view.image_size,
+        "tubelet": view.tubelet_size,
+        "precision": section.precision,
+        "normalisation": NORMALISATION,
+    }
+    if name == "image":
+        declared["positions"] = IMAGE_POSITIONS
+    if section.heads is not None:
+        declared["architecture"] = {"heads": section.heads}
+    if section.sha256 is not None:
+        declared["weights_sha256"] = section.sha256
+    return declared
 
 
 def _random_teacher(

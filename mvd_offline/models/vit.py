@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from mvd_offline.errors import UsageError
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.models.positions import Positions, position_table
+from mvd_offline.recipe import DecoderSection, EncoderSection
 
 LAYER_NORM_EPS = 1e-6
 
@@ -54,6 +55,16 @@ def resolve_arch(name: str, width: int | None = None, depth: int | None = None, 
     if heads is None:
         heads = base.heads if width in (None, base.width) else heads_for_width(width or base.width)
     return Arch(width or base.width, depth or base.depth, heads)
+
+
+def encoder_arch(section: EncoderSection) -> Arch:
+    """The architecture of a recipe's encoder."""
+    return resolve_arch(section.arch, section.width, section.depth, section.heads)
+
+
+def decoder_arch(section: DecoderSection, encoder: Arch) -> Arch:
+    """The architecture of a recipe's decoder; what it leaves open is the encoder's."""
+    return Arch(section.width or encoder.width, section.depth, section.heads or encoder.heads)
 
 
 def heads_for_width(width: int) -> int:
