@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mvd_offline.bench.read import Reading, ReadTimes
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measurements.")
 
@@ -30,7 +35,8 @@ def step(
     """Time a distillation step with online and with cached targets, in turn, on the same samples."""
     import torch
 
-    from mvd_offline.bench import Spread, time_steps
+    from mvd_offline.bench.measure import Spread
+    from mvd_offline.bench.step import time_steps
     from mvd_offline.cli.common import print_json, print_table
     from mvd_offline.recipe import load_distill
 
@@ -54,3 +60,113 @@ def step(
     row("reading and decoding in a cached step", times.cached_wait_share, " %", 100)
     print_table(table)
     typer.echo(", ".join(f"{key} {value}" for key, value in times.machine.items()))
+
+
+@app.command()
+def corruption(
+    store: Annotated[
+        Path | None,
+        typer.Argument(help="A small store, which is copied; default: one is made for it.", show_default=False),
+    ] = None,
+    tries: Annotated[int, typer.Option(help="How often something is damaged.", min=1)] = 2000,
+    seed: Annotated[int, typer.Option(help="Of every choice.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Damage a copy of a store again and again: is it found, is anything false read, does the repair heal it?"""
+    from mvd_offline.bench.corruption import damage_and_look
+    from mvd_offline.cli.common import print_json, print_table
+
+    report = damage_and_look(tries, seed, store=store, quiet=as_json)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        from rich.table import Table
+
+        heads = ("damaged", "tries", "found", "healed", "rows read right", "refused", "silent", "other faults")
+        table = Table(*heads, title=f"{tries} tries, seed {seed}", title_justify="left")
+        for kind, tally in [*report.kinds.items(), ("all", report.total)]:
+            outcomes = [tally.rows[name] for name in ("right", "refused", "silent")]
+            counts = (tally.tried, tally.found, tally.healed, *outcomes, tally.rows.total() - sum(outcomes))
+            table.add_row(kind, *map(str, counts), end_section=kind == list(report.kinds)[-1])
+        print_table(table)
+        for failure in report.failures[:20]:
+            typer.echo(f"failed: {failure}")
+        machine = ", ".join(f"{key} {value}" for key, value in report.machine.items())
+        typer.echo(f"{len(report.failures)} failures in {report.seconds:.0f} s; {machine}")
+    if report.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def read(
+    rows: Annotated[int, typer.Option(help="Rows of each codec, 1568 x 1024; 15 MB of disk each.", min=1)] = 256,
+    repeats: Annotated[int, typer.Option(help="Counted passes of each reader under each condition.", min=1)] = 5,
+    workers: Annotated[str, typer.Option(help="Loader processes to try; 0 reads row by row, without one.")] = "0,1,2,4",
+    threads: Annotated[int, typer.Option(help="Threads of torch and zarr in every process.", min=1)] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder on the disk to measure; what is written there is removed again."),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of a row.", min=1)] = 1568,
+    as_json: JsonOption = False,
+) -> None:
+    """Time reading from stores, warm and cold, beside plain reads, zarr-python, webdataset and other formats."""
+    from mvd_offline.bench.read import time_reads
+    from mvd_offline.cli.common import print_json, stderr_console
+
+    console = stderr_console()
+    times = time_reads(
+        rows=rows,
+        repeats=repeats,
+        workers=_numbers(workers),
+        threads=threads,
+        folder=out,
+        shape=(tokens, 1024),
+        say=lambda line: console.print(f"bench read: {line}"),
+    )
+    if as_json:
+        print_json(times.to_json())
+    else:
+        _print_read_times(times)
+
+
+def _numbers(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0,1,2,4", param_hint="--workers")
+    return [int(part) for part in parts]
+
+
+def _print_read_times(times: ReadTimes) -> None:
+    from rich.table import Table
+
+    from mvd_offline.bench.readers import CEILING
+    from mvd_offline.cli.common import human_bytes, print_table
+
+    for codec, row_bytes in times.row_bytes.items():
+        title = f"{codec}: {times.rows} rows of {human_bytes(row_bytes)}, {times.repeats} passes"
+        table = Table("", "reader", "checks", title=title, title_justify="left")
+        for name in ("rows/s", "GB/s min", "median", "max", f"of {CEILING}: min", "median", "max"):
+            table.add_column(name, justify="right")
+        for reading in times.readings:
+            if reading.codec == codec:
+                _add_reading(table, reading, first=reading.reader == CEILING)
+        print_table(table)
+    typer.echo(", ".join(f"{key} {value}" for key, value in times.machine.items()))
+    for peer in times.absent:
+        typer.echo(f"{peer} is not installed and was left out: pip install 'mvd-offline[bench]'")
+
+
+def _add_reading(table: Table, reading: Reading, *, first: bool) -> None:
+    """One line; the first of a condition names it."""
+    if first:
+        table.add_section()
+    speed, share = reading.gigabytes_per_second, reading.of_ceiling
+    table.add_row(
+        f"{reading.cache}, {reading.workers or 'no'} worker{'s' * (reading.workers != 1)}" if first else "",
+        reading.reader,
+        "crc32c" if reading.checked else "no",
+        f"{reading.rows_per_second.median:.0f}",
+        *(f"{value:.2f}" for value in (speed.low, speed.median, speed.high)),
+        *(f"{100 * value:.0f} %" for value in (share.low, share.median, share.high)),
+    )

@@ -48,7 +48,7 @@ def demo(
 
 
 def _times(speedup: object) -> str:
-    from mvd_offline.bench import Spread
+    from mvd_offline.bench.measure import Spread
 
     assert isinstance(speedup, Spread)
     return f"{speedup.median:.1f} x faster ({speedup.low:.1f} to {speedup.high:.1f})"

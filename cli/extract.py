@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +19,13 @@ def extract(
     ] = None,
     teacher: Annotated[
         list[str] | None,
-        typer.Option("--teacher", metavar="NAME=PATH", help="A teacher's weights, if they moved.", show_default=False),
+        typer.Option(
+            "--teacher",
+            metavar="NAME=PATH",
+            help="A teacher's weights, if they moved. A NAME that the store lacks (image, video, or one that starts "
+            "with image_ or video_) becomes a new column on the same views, stored like the first column of its kind.",
+            show_default=False,
+        ),
     ] = None,
     workers: Annotated[
         int, typer.Option(help="Decode processes of each launch process; 0 shares out this machine's cores.", min=0)
@@ -27,27 +34,48 @@ def extract(
     retry: Annotated[
         str, typer.Option(metavar="STATUS[,STATUS]", help="Try rows of these statuses again, e.g. timeout,unreadable.")
     ] = "",
+    max_relative_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop if coding costs a row of the first shard more than this (relative L2); the store's own bound "
+            "holds as well.",
+            show_default=False,
+        ),
+    ] = None,
+    codec: Annotated[
+        Literal["float32", "float16", "bfloat16", "int8"] | None,
+        typer.Option(help="Codec of a column that is added.", show_default=False),
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Autocast of a teacher that is added.", show_default=False),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(
+            help="Attention heads of a teacher that is added, where its width does not tell.", min=1, show_default=False
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the frozen teachers over the views of a store. Run it again to go on; works under accelerate launch."""
     from mvd_offline.cli.common import print_json
     from mvd_offline.errors import UsageError
     from mvd_offline.extract import extract as run
-    from mvd_offline.recipe import TEACHER_NAMES
+    from mvd_offline.extraction.columns import ColumnOptions
 
-    weights: dict[str, str] = {}
-    for item in teacher or ():
-        name, separator, path = item.partition("=")
-        if not separator or name not in TEACHER_NAMES:
-            raise UsageError(f"--teacher {item}: write it as NAME=PATH with NAME one of {', '.join(TEACHER_NAMES)}")
-        weights[name] = path
+    if max_relative_error is not None and not max_relative_error > 0:
+        raise UsageError(f"--max-relative-error {max_relative_error:g}: it must be above 0")
+    if not teacher and (codec or precision or heads):
+        raise UsageError("--codec, --precision and --heads are for a column that --teacher NAME=PATH adds")
     summary = run(
         store,
         root=root,
-        weights=weights,
+        weights=_weights(teacher or ()),
         workers=workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         timeout_seconds=timeout_seconds,
         retry=[status for status in retry.split(",") if status],
+        options=ColumnOptions(codec, precision, heads, max_relative_error),
         quiet=as_json,
     )
     if not summary.is_main:
@@ -60,6 +88,23 @@ def extract(
         raise typer.Exit(1)
 
 
+def _weights(given: Sequence[str]) -> dict[str, str]:
+    """Paths by column."""
+    from mvd_offline.errors import UsageError
+    from mvd_offline.recipe import TEACHER_NAMES, teacher_kind
+
+    weights: dict[str, str] = {}
+    for item in given:
+        name, separator, path = item.partition("=")
+        if not separator or not path or teacher_kind(name) is None:
+            raise UsageError(
+                f"--teacher {item}: write it as NAME=PATH with NAME one of {', '.join(TEACHER_NAMES)}, or one that "
+                f"starts with {' or '.join(f'{kind}_' for kind in TEACHER_NAMES)}"
+            )
+        weights[name] = path
+    return weights
+
+
 def _print(store: Path, summary: dict[str, Any]) -> None:
     from rich.table import Table
 
@@ -68,13 +113,24 @@ def _print(store: Path, summary: dict[str, Any]) -> None:
     table = Table("", "", title=f"Extraction into {store}", show_header=False, title_justify="left")
     rows = ", ".join(f"{count} {status}" for status, count in summary["rows"].items()) or "none: nothing was left to do"
     table.add_row("rows", rows)
+    if summary["added_columns"]:
+        table.add_row("columns added", ", ".join(summary["added_columns"]))
     table.add_row("shards committed", str(summary["shards"]))
     table.add_row("written", human_bytes(summary["bytes_written"]))
     table.add_row("time", f"{human_duration(summary['elapsed_seconds'])}, {summary['clips_per_second']:.3g} clips/s")
+    for name, coding in summary["coding"].items():
+        if coding["rows"]:
+            table.add_row(f"coding error of {name}", _coding(coding))
     total = sum(summary["seconds"].values()) or 1.0
     table.add_row("spent on", ", ".join(f"{stage} {100 * s / total:.0f} %" for stage, s in summary["seconds"].items()))
     table.add_row("store", "sealed" if summary["sealed"] else f"{summary['pending_shards']} shards still pending")
     print_table(table)
+    for name, coding in summary["coding"].items():
+        if coding["shards_over"]:
+            typer.echo(
+                f"warning: column {name} has rows above the relative error of {coding['max_relative_error']:g} in "
+                f"shards {', '.join(map(str, coding['shards_over']))}; they are stored all the same"
+            )
     if summary["failures"]:
         failed = Table("video", "status", "reason", title="In the ledger without targets", title_justify="left")
         for video, status, reason in summary["failures"][:20]:
@@ -87,3 +143,8 @@ def _print(store: Path, summary: dict[str, Any]) -> None:
         if summary["sealed"]
         else f"next: mvd-offline extract {store}"
     )
+
+
+def _coding(coding: dict[str, Any]) -> str:
+    text = f"mean {coding['mean_relative_error']:.3g}, worst {coding['worst_relative_error']:.3g}"
+    return text + (f" (view {coding['worst_view']})" if coding["worst_relative_error"] else "")

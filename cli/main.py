@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
@@ -18,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
 from mvd_offline import __version__
-from mvd_offline.errors import MvdError, UsageError
+from mvd_offline.errors import UsageError
 
 INTERRUPTED = 130
 
@@ -144,7 +145,9 @@ def run(command: Any, program: str, arguments: Sequence[str] | None = None) -> i
     except Exception as error:
         if debug:
             raise
-        _say(f"error: {_describe(error)}")
+        from mvd_offline.cli.problems import describe
+
+        _say(f"error: {describe(error)}")
         return 2 if isinstance(error, UsageError) else 1
     return status if isinstance(status, int) else 0
 
@@ -154,14 +157,6 @@ def _leave_process_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def _describe(error: Exception) -> str:
-    if isinstance(error, MvdError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"unexpected {type(error).__name__}: {error}; this is a bug: run again with --debug"
 
 
 def _report_usage(error: Any) -> int:
@@ -178,8 +173,12 @@ def _report_usage(error: Any) -> int:
 
 
 def _say(message: str) -> None:
-    """One paragraph on standard error: wrapped to the terminal's width, or a single line where there is none."""
-    text = " ".join(message.split())
+    """One paragraph on standard error: wrapped to the terminal's width, or a single line where there is none.
+
+    A list of fields in it, `  field: ...`, keeps its lines.
+    """
+    parts = re.split(r"^(  [\w.]+: .*)$", message, flags=re.MULTILINE)
+    text = "\n".join(part if place % 2 else " ".join(part.split()) for place, part in enumerate(parts) if part.strip())
     if sys.stderr.isatty():
         from mvd_offline.cli.common import stderr_console
 

@@ -18,6 +18,14 @@ def plan(
     tflops: Annotated[
         float, typer.Option(help="Sustained TFLOP/s of one device, for the estimates of time.", min=0.001)
     ] = 100.0,
+    max_relative_error: Annotated[
+        float | None,
+        typer.Option(
+            help="What coding may cost a row at most (relative L2); extract refuses a codec that misses it. "
+            "Overrides store.max_relative_error.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fix the views of a store, name its teachers by their weights, and say what it will cost."""
@@ -25,8 +33,11 @@ def plan(
     from mvd_offline.planner import plan_store
     from mvd_offline.recipe import load_distill
 
+    changes = list(overrides or ())
+    if max_relative_error is not None:
+        changes.append(f"store.max_relative_error={max_relative_error}")
     made, estimate = plan_store(
-        load_distill(recipe, overrides or ()), catalog_path=videos, store_dir=store, sustained_tflops=tflops
+        load_distill(recipe, changes), catalog_path=videos, store_dir=store, sustained_tflops=tflops
     )
     if as_json:
         print_json({"store_id": made.store_id, **estimate.to_json()})

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from mvd_offline.bench import StepTimes, time_steps
+from mvd_offline.bench.step import StepTimes, time_steps
 from mvd_offline.curves import draw_curves
 from mvd_offline.distill import STUDENT_FILE, distill
 from mvd_offline.errors import UsageError

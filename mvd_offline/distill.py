@@ -27,7 +27,7 @@ from mvd_offline.models.saving import save_model
 from mvd_offline.models.student import build_student
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import DistillRecipe, MaskSection, dump_recipe
-from mvd_offline.shards.errors import IdentityError, NotSealedError
+from mvd_offline.shards.schema import all_differences
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.targets import TargetReader, TargetSource, check_teachers, open_targets
 from mvd_offline.training.loop import Batch, TrainingSummary, check_launch, train
@@ -55,8 +55,8 @@ def distill(
         root: folder of the videos, when it is not the one that the store remembers.
 
     Raises:
-        IdentityError: the store's views, teachers, codec or plan differ from the recipe's or the run's; it names the
-            field.
+        IdentityError: the store's views, teachers, codec or plan differ from the recipe's or the run's; it lists the
+            fields.
         NotSealedError: cached targets from a store that `extract` has not finished.
     """
     accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
@@ -71,42 +71,48 @@ def distill(
 
 
 def _open(recipe: DistillRecipe, store_dir: Path) -> Store:
+    """The store; for cached targets sealed in the recipe's columns, whatever becomes of others meanwhile."""
+    store = open_store(store_dir, sealed=False)
     if recipe.targets == "cached":
-        return open_store(store_dir)
-    try:
-        return open_store(store_dir)
-    except NotSealedError:
-        # Online targets need the views of a plan only.
-        return open_store(store_dir, sealed=False)
+        store.require_sealed(present_columns(recipe, store))
+    return store
+
+
+def present_columns(recipe: DistillRecipe, store: Store) -> list[str]:
+    """The recipe's columns that the store has."""
+    return [column for column in recipe.active_columns.values() if column in store.columns]
 
 
 def check_store(recipe: DistillRecipe, store: Store) -> None:
     """Refuse a store that was not made for this recipe.
 
     Raises:
-        IdentityError: with the dotted path of the first field that differs, and both values.
+        IdentityError: lists the dotted path of every field that differs, and both values.
     """
-    wanted, stored = recipe.view.model_dump(mode="json"), store.header.view
-    for name, value in wanted.items():
-        if stored.get(name) != value:
-            raise _differs(f"view.{name}", value, stored.get(name), store)
-    # The order of samples follows the shards, whatever the targets.
-    if recipe.store.rows_per_shard != store.header.rows_per_shard:
-        raise _differs("store.rows_per_shard", recipe.store.rows_per_shard, store.header.rows_per_shard, store)
-    if recipe.targets == "cached":
-        if recipe.store.batch_rows != store.header.batch_rows:
-            raise _differs("store.batch_rows", recipe.store.batch_rows, store.header.batch_rows, store)
-        for name in recipe.active_teachers:
-            if name in store.columns and store.header.columns[name].codec != recipe.store.codec:
-                raise _differs("store.codec", recipe.store.codec, store.header.columns[name].codec, store)
-    check_teachers(recipe, store)
+    view = all_differences(recipe.view.model_dump(mode="json"), store.header.view)
+    differences = [difference._replace(field=f"view.{difference.field}") for difference in view]
+    wanted = recipe.store.model_dump(mode="json")
+    names = present_columns(recipe, store)
+    kept: dict[str, Any] = {}
+    if recipe.targets == "online":
+        # The order of samples follows the shards, whatever the targets.
+        wanted = {"rows_per_shard": wanted["rows_per_shard"]}
+    else:
+        kept["max_relative_error"] = _kept_bound(store, names, recipe.store.max_relative_error)
+    columns = [{**vars(store.header), **vars(store.header.columns[name]), **kept} for name in names]
+    for stored in columns:
+        for difference in all_differences(wanted, {key: stored[key] for key in wanted}):
+            named = difference._replace(field=f"store.{difference.field}")
+            # A column that was added later may be coded otherwise than the first: one of them is the recipe's.
+            if named not in differences and all(column[difference.field] != difference.ours for column in columns):
+                differences.append(named)
+    check_teachers(recipe, store, differences)
 
 
-def _differs(field: str, wanted: object, stored: object, store: Store) -> IdentityError:
-    return IdentityError(
-        f"{field}: the recipe has {wanted!r}, the store {store.root} was made with {stored!r}. Use the recipe that the "
-        f"store was planned with, --set {field} to the store's value, or plan another store."
-    )
+def _kept_bound(store: Store, columns: Sequence[str], bound: float | None) -> float | None:
+    """What coding may cost: the bound itself where every row keeps it, otherwise what the worst row cost."""
+    worst = max((float(store.status(name).coding["relative_error"].max()) for name in columns), default=0.0)
+    return bound if bound is None or worst <= bound else worst
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------
@@ -156,7 +162,7 @@ class DistillReader:
         return {size: torch.from_numpy(np.stack([r[size].pixels for r in rendered])) for size in sizes}
 
     def _is_checked(self, request: BatchRequest, view: View) -> bool:
-        if not self.store.sealed:
+        if not any(map(self.store.is_indexed, self.store.columns)):
             return False
         first = request.epoch == 0 and request.batch == 0
         stream = KeyedStream("pixel_check", self.seed, request.epoch, view.view_id)
@@ -210,7 +216,7 @@ class DistillTask:
     def names(self) -> dict[str, str]:
         """What names the data of a run: another store, plan, teacher or set of usable rows is another run."""
         header = self._store.header
-        columns = [header.columns[name] for name in self._recipe.active_teachers if name in header.columns]
+        columns = [header.columns[name] for name in present_columns(self._recipe, self._store)]
         return {
             "plan_sha256": header.plan_sha256,
             "store_id": self._store.store_id,
@@ -220,8 +226,9 @@ class DistillTask:
 
     def _usable_rows(self) -> NDArray[np.bool_]:
         """For each row of the store's table, whether a student can learn from it."""
-        if self._store.sealed:
-            rows = self._store.ok_rows([n for n in self._recipe.active_teachers if n in self._store.columns])
+        columns = present_columns(self._recipe, self._store)
+        if columns and all(map(self._store.is_indexed, columns)):
+            rows = self._store.ok_rows(columns)
         else:
             rows = np.array([view.view_id for view in self._plan if view.status == "ok"], np.int64)
         usable = np.zeros(self._plan.rows, bool)

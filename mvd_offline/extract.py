@@ -8,16 +8,14 @@ same to the bit, whoever makes it.
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 import torch
@@ -26,48 +24,24 @@ from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
+from mvd_offline.extraction.coding import ColumnCoding
+from mvd_offline.extraction.columns import ColumnOptions, add_columns
+from mvd_offline.extraction.summary import ExtractSummary
+from mvd_offline.extraction.work import Entry, ShardTask, ShardWork, WorkList
+from mvd_offline.extraction.write_behind import WriteBehind
 from mvd_offline.local import Local, absolute_weights, read_local, resolve_root, write_local
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher, load_teacher
 from mvd_offline.progress import WorkProgress
-from mvd_offline.recipe import TEACHER_NAMES, TeacherName
+from mvd_offline.shards.claims import Claims
 from mvd_offline.shards.errors import IdentityError
-from mvd_offline.shards.schema import STATUSES, first_difference
-from mvd_offline.shards.store import ShardWriter, Store, open_store
+from mvd_offline.shards.schema import STATUSES, ColumnSpec, Difference, all_differences, list_differences
+from mvd_offline.shards.store import Store, open_store
+from mvd_offline.training.metrics import Stopwatch
 from mvd_offline.video.feed import FeedItem, RenderFeed
-from mvd_offline.video.views import Plan, Rendered, pixel_hash
+from mvd_offline.video.views import Plan, View
 
-# Written results that may wait for the disk before the teachers do.
-WRITE_AHEAD_BATCHES = 4
-
-
-@dataclass
-class ExtractSummary:
-    """What an extraction did; `rows` counts by status, `seconds` by stage."""
-
-    shards: int = 0
-    rows: Counter[str] = field(default_factory=Counter)
-    failures: list[tuple[str, str, str]] = field(default_factory=list)
-    """(video_id, status, reason), once a view."""
-    bytes_written: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    elapsed_seconds: float = 0.0
-    sealed: bool = False
-    pending_shards: int = 0
-    is_main: bool = True
-
-    def take_in(self, parts: Sequence[ExtractSummary]) -> None:
-        """Become the summary of all processes: counts are summed, seconds are those of this process."""
-        self.shards = sum(part.shards for part in parts)
-        self.rows = sum((part.rows for part in parts), Counter())
-        self.failures = [failure for part in parts for failure in part.failures]
-        self.bytes_written = sum(part.bytes_written for part in parts)
-
-    def to_json(self) -> dict[str, Any]:
-        rate = sum(self.rows.values()) / self.elapsed_seconds if self.elapsed_seconds else 0.0
-        data = dataclasses.asdict(self) | {"rows": dict(self.rows), "clips_per_second": rate}
-        del data["is_main"]
-        return data
+NO_OPTIONS: Final = ColumnOptions()
 
 
 def extract(
@@ -78,94 +52,103 @@ def extract(
     workers: int,
     timeout_seconds: float,
     retry: Sequence[str] = (),
+    options: ColumnOptions = NO_OPTIONS,
     quiet: bool = False,
 ) -> ExtractSummary:
     """Fill the shards of a store that are not committed yet, and seal it when none is left.
 
-    Under `accelerate launch` the shards are shared out between the processes.
+    Under `accelerate launch` the shards are shared out between the processes. Several runs on one store help each
+    other: each shard is made by the run that claims it first, and a run waits for what others are at work on.
 
     Args:
         root: folder of the videos, when it is not the one remembered.
-        weights: teachers' weights by column, when they are not where they were at planning.
+        weights: teachers' weights by column, when they are not where they were at planning; columns that the store
+            lacks are added to it.
         workers: decode processes of each launch process.
         timeout_seconds: a view that takes longer to decode is recorded as `timeout`.
-        retry: statuses whose rows are tried again; the shards that hold them are made again.
+        retry: statuses whose rows are tried again; the other rows of their shards stay as they are.
+        options: of columns that are added; its `max_relative_error` also holds for what this run writes elsewhere.
 
     Raises:
         IdentityError: a teacher is not the one that the store was planned with.
+        CodecError: coding the first shard that is written of a column costs a row more than is allowed.
     """
+    if unknown := [status for status in retry if status not in STATUSES[1:]]:
+        raise UsageError(
+            f"--retry {','.join(unknown)}: no row can have this status; allowed: {', '.join(STATUSES[1:])}"
+        )
+    began = time.perf_counter()
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     store = open_store(store_dir, sealed=False)
-    plan = Plan.read(store.plan_path)
     root = resolve_root(store_dir, root)
     given = {name: absolute_weights(path) for name, path in (weights or {}).items()}
     paths = {**read_local(store_dir).teachers, **given}
+    added: list[str] = []
     if accelerator.is_main_process:
+        added = add_columns(store, given, options)
         store.clean_temporary()
-        reopen_rows(store, plan, retry)
         write_local(store_dir, Local(root.resolve(), paths))
     accelerator.wait_for_everyone()
-    store.refresh()
+    store = open_store(store_dir, sealed=False)  # once more: with the columns that were added
+    summary = ExtractSummary(
+        coding={name: ColumnCoding(_bound(spec, options)) for name, spec in store.header.columns.items()},
+        added_columns=added,
+        is_main=accelerator.is_main_process,
+    )
 
-    began = time.perf_counter()
-    summary = ExtractSummary(is_main=accelerator.is_main_process)
+    work = ShardWork(store, Plan.read(store.plan_path), retry)
     # Listed once: what a process finishes first must not shift the others' shares.
-    (work,) = broadcast_object_list([pending_work(store)])
-    mine = work[accelerator.process_index :: accelerator.num_processes]
-    if mine:
-        needed = {column for _, columns in mine for column in columns}
-        teachers: dict[str, Teacher] = {
+    (listed,) = broadcast_object_list([work.list_all() if accelerator.is_main_process else None])
+    if listed:
+        teachers = {
             name: load_column_teacher(store, name, paths, accelerator.device)
-            for name in TEACHER_NAMES
-            if name in needed
+            for name in sorted({column for _, columns in listed for column in columns})
         }
-        sizes = [plan.section.image_size, *(teacher.image_size for teacher in teachers.values())]
-        ahead = workers + 2 * store.header.batch_rows
-        rows = sum(len(plan.shard_view_ids(shard)) for shard, _ in mine)
-        with (
-            RenderFeed(root, sizes, workers=workers, timeout_seconds=timeout_seconds, ahead=ahead) as feed,
-            WorkProgress("extract", rows, unit="clips", enabled=accelerator.is_main_process and not quiet) as progress,
-        ):
-            _run(store, plan, feed, teachers, mine, summary, progress, accelerator.device)
+        job = _Job(store, work, teachers, root, workers, timeout_seconds, accelerator.device, summary)
+        job.run(listed, accelerator.process_index, accelerator.num_processes, quiet=quiet)
 
-    summary.take_in(gather_object([summary]))
-    if accelerator.is_main_process:
-        store.refresh()
-        summary.pending_shards = len(pending_work(store))
-        if not summary.pending_shards:
-            store.seal()
-            summary.sealed = True
-    accelerator.wait_for_everyone()
+    _finish(store, summary, accelerator)
     summary.elapsed_seconds = time.perf_counter() - began
     return summary
 
 
-def pending_work(store: Store) -> list[tuple[int, list[str]]]:
-    """Shards that lack a column, ascending, with the columns that they lack."""
-    pending = {column: set(store.pending(column)) for column in store.columns}
-    work = [(shard, [c for c, shards in pending.items() if shard in shards]) for shard in range(store.shard_count)]
-    return [(shard, columns) for shard, columns in work if columns]
+def _bound(spec: ColumnSpec, options: ColumnOptions) -> float | None:
+    """What coding may cost a row of the column: the stricter of what the store and this run allow."""
+    bounds = (spec.max_relative_error, options.max_relative_error)
+    return min((bound for bound in bounds if bound is not None), default=None)
 
 
-def reopen_rows(store: Store, plan: Plan, statuses: Sequence[str]) -> None:
-    """Withdraw the shards that hold a row of one of these statuses, so that they are made again.
+def _finish(store: Store, summary: ExtractSummary, accelerator: Accelerator) -> None:
+    """Join the summaries of all processes, and seal the store if nothing is left."""
+    parts = gather_object([summary])
+    summary.take_in([part for rank, part in enumerate(parts) if rank != accelerator.process_index])
+    if accelerator.is_main_process:
+        store.refresh()
+        summary.pending_shards = len({shard for name in store.columns for shard in store.pending(name)})
+        if not summary.pending_shards:
+            store.seal()
+            summary.sealed = True
+    accelerator.wait_for_everyone()
 
-    Rows that have the status from the scan are no reason: the plan fixes them, and trying again cannot heal them.
-    """
-    if unknown := [status for status in statuses if status not in STATUSES[1:]]:
-        raise UsageError(
-            f"--retry {','.join(unknown)}: no row can have this status; allowed: {', '.join(STATUSES[1:])}"
-        )
-    if statuses:
-        store.reopen_rows(statuses, among={view.view_id for view in plan if view.status == "ok"})
 
-
-def load_column_teacher(store: Store, name: TeacherName, paths: Mapping[str, str], device: torch.device) -> Teacher:
+def load_column_teacher(store: Store, name: str, paths: Mapping[str, str], device: torch.device) -> Teacher:
     """The teacher of a column, checked to be the one that the store was planned with.
 
     Raises:
-        UsageError: nothing says where its weights are. IdentityError: it is another one; names the field.
+        UsageError: nothing says where its weights are. IdentityError: it is another one; lists the fields that differ.
     """
+    teacher, differences = find_column_teacher(store, name, paths)
+    if differences:
+        raise IdentityError(
+            f"teacher {name} at {paths[name]} is not the one that {store.root} was planned with:"
+            f"{list_differences(differences, 'teacher', 'store')}\n"
+            f"Give the right file with --teacher {name}=PATH, or plan another store."
+        )
+    return teacher.to(device)
+
+
+def find_column_teacher(store: Store, name: str, paths: Mapping[str, str]) -> tuple[Teacher, list[Difference]]:
+    """The teacher that is at hand for a column, and where its identity differs from the store's."""
     source = store.header.columns[name].source
     if name not in paths:
         raise UsageError(
@@ -173,52 +156,131 @@ def load_column_teacher(store: Store, name: TeacherName, paths: Mapping[str, str
         )
     teacher = load_teacher(
         paths[name],
-        name,
+        source["kind"],
         heads=source["architecture"]["heads"],
         image_size=source["image_size"],
         frames=store.header.view["frames"],
         tubelet_size=source["tubelet"],
         precision=source["precision"],
     )
-    if difference := first_difference(dict(source), teacher.identity()):
-        where, planned, found = difference
-        raise IdentityError(
-            f"teacher {name} at {paths[name]} is not the one that {store.root} was planned with: {where} is {found!r}, "
-            f"the store has {planned!r}. Give the right file with --teacher {name}=PATH, or plan another store."
-        )
-    return teacher.to(device)
+    return teacher, all_differences(teacher.identity(), source)
 
 
-def _run(
-    store: Store,
-    plan: Plan,
-    feed: RenderFeed,
-    teachers: Mapping[str, Teacher],
-    work: Sequence[tuple[int, list[str]]],
-    summary: ExtractSummary,
-    progress: WorkProgress,
-    device: torch.device,
-) -> None:
-    """The pipeline: decoded items in plan order -> batches -> teachers -> the writing thread."""
-    items = feed.items(plan[view_id] for shard, _ in work for view_id in plan.shard_view_ids(shard))
-    clock = _Clock(summary.seconds)
-    began, done = time.perf_counter(), 0
-    with WriteBehind(store, summary, producer_of(device)) as writer:
-        for shard, columns in work:
-            writer.begin(shard, columns)
-            for ids in batches_of(plan.shard_view_ids(shard), store.header.batch_rows):
-                batch = [next(items) for _ in ids]
-                clock.lap("waiting for decode")
-                features = batch_features(batch, store.header.batch_rows, {c: teachers[c] for c in columns}, device)
-                clock.lap("teachers")
-                writer.rows(batch, features, plan.section.image_size)
-                clock.lap("waiting for disk")
-                done += len(batch)
-                rate = done / (time.perf_counter() - began)
-                progress.reach(done, f"{rate:.2f} clips/s  {summary.bytes_written / 1e9:.2f} GB")
-            writer.commit()
-        clock.lap("waiting for disk")
-    clock.lap("waiting for disk")
+@dataclass(frozen=True)
+class _Job:
+    """The work of one process."""
+
+    store: Store
+    work: ShardWork
+    teachers: Mapping[str, Teacher]
+    root: Path
+    workers: int
+    timeout_seconds: float
+    device: torch.device
+    summary: ExtractSummary
+
+    def run(self, listed: WorkList, rank: int, ranks: int, *, quiet: bool) -> None:
+        """Do what is to be done, and wait for what others do: afterwards every listed shard was done by somebody."""
+        rows = sum(len(self.store.shard_view_ids(shard)) for shard, _ in listed[rank::ranks])
+        entries = self.work.entries(listed, rank, ranks)
+        with (
+            Claims(self.store.plan_path) as claims,
+            WorkProgress("extract", rows, unit="clips", enabled=rank == 0 and not quiet) as progress,
+        ):
+            pace = _Pace(progress, rows, self.summary)
+            while entries := self._pass(entries, claims, pace):
+                # Nothing of ours is claimed now, so that two runs never wait for each other.
+                claims.take(entries[0].shard, pace.wait).release()
+
+    def _pass(self, entries: Sequence[Entry], claims: Claims, pace: _Pace) -> list[Entry]:
+        """Do what can be claimed; returns what others are at work on."""
+        busy: list[Entry] = []
+        own = {entry.shard for entry in entries if entry.may_retry}
+
+        def on_done(entry: Entry) -> None:
+            if entry.shard in own:
+                pace.skip(len(self.store.shard_view_ids(entry.shard)))
+
+        tasks = self.work.tasks(entries, claims, busy=busy, on_done=on_done)
+        if (first := next(tasks, None)) is None:
+            return busy
+        size = self.work.plan.section.image_size
+        sizes = [size, *(teacher.image_size for teacher in self.teachers.values())]
+        ahead = self.workers + 2 * self.store.header.batch_rows
+        with (
+            RenderFeed(
+                self.root, sizes, workers=self.workers, timeout_seconds=self.timeout_seconds, ahead=ahead
+            ) as feed,
+            WriteBehind(self.store, self.summary, producer_of(self.device)) as writer,
+        ):
+            watch = Stopwatch(self.summary.seconds)
+            for task, items in self._decoded(feed, chain([first], tasks)):
+                self._make(task, items, writer, watch, pace)
+            watch.lap("waiting for decode")
+        watch.lap("waiting for disk")
+        return busy
+
+    def _decoded(self, feed: RenderFeed, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, Iterator[FeedItem]]]:
+        """Each task, with the views that it wants rendered; they are to be used up before the next task is asked for.
+
+        A task is claimed when the feed, which runs ahead, reaches it.
+        """
+        claimed: deque[ShardTask] = deque()
+
+        def views() -> Iterator[View]:
+            for task in tasks:
+                claimed.append(task)
+                yield from (self.work.plan[view_id] for view_id in sorted(task.rendered))
+
+        items = feed.items(views())
+        for first in items:
+            task = claimed.popleft()
+            yield task, chain([first], islice(items, len(task.rendered) - 1))
+
+    def _make(
+        self, task: ShardTask, items: Iterator[FeedItem], writer: WriteBehind, watch: Stopwatch, pace: _Pace
+    ) -> None:
+        """One shard: decoded items in plan order -> batches -> teachers -> the writing thread."""
+        plan, batch_rows = self.work.plan, self.store.header.batch_rows
+        writer.begin(task)
+        for ids in batches_of(task.view_ids, batch_rows):
+            views = ids.tolist()
+            # A batch that somebody wants a row of is whole, as it was the first time; the other rows stay empty.
+            batch = [next(items) if view in task.rendered else FeedItem(plan[view], None, None) for view in views]
+            watch.lap("waiting for decode")
+            wanting = {c: self.teachers[c] for c, wanted in task.wanted.items() if not wanted.isdisjoint(views)}
+            if wanting:
+                features = batch_features(batch, batch_rows, wanting, self.device)
+                watch.lap("teachers")
+                writer.rows(task, batch, features, plan.section.image_size)
+                watch.lap("waiting for disk")
+            pace.made(len(ids))
+        writer.commit(task)
+        watch.lap("waiting for disk")
+
+
+class _Pace:
+    """What the progress display says."""
+
+    def __init__(self, progress: WorkProgress, rows: int, summary: ExtractSummary) -> None:
+        self._progress, self._rows, self._summary = progress, rows, summary
+        self._began, self._made, self._skipped = time.perf_counter(), 0, 0
+
+    def made(self, rows: int) -> None:
+        self._made += rows
+        rate = self._made / (time.perf_counter() - self._began)
+        self._show(f"{rate:.2f} clips/s  {self._summary.bytes_written / 1e9:.2f} GB")
+
+    def skip(self, rows: int) -> None:
+        """Others did these."""
+        self._skipped += rows
+
+    def wait(self) -> None:
+        self._show("waiting for another run")
+
+    def _show(self, note: str) -> None:
+        # Beyond its own share a process does what others have not begun.
+        self._progress.reach(min(self._made + self._skipped, self._rows), note)
 
 
 def producer_of(device: torch.device) -> dict[str, str]:
@@ -259,84 +321,3 @@ def _clips(items: Sequence[FeedItem], batch_rows: int, size: int) -> NDArray[np.
         if item.renderings is not None:
             clips[slot] = item.renderings[size].pixels
     return clips
-
-
-class WriteBehind:
-    """One thread that encodes, writes and commits while the teachers go on; at most a few batches wait for it."""
-
-    def __init__(self, store: Store, summary: ExtractSummary, producer: Mapping[str, str]) -> None:
-        self._store, self._summary, self._producer = store, summary, producer
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="write-behind")
-        self._pending: list[Future[None]] = []
-        self._open = ExitStack()
-        self._writers: dict[str, ShardWriter] = {}
-
-    def __enter__(self) -> WriteBehind:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self._drain(0)
-        finally:
-            # What is not committed leaves nothing behind: its writers see the exception.
-            self._thread.shutdown(wait=True, cancel_futures=True)
-            self._open.__exit__(kind or RuntimeError, error or RuntimeError("not committed"), None)
-
-    def begin(self, shard: int, columns: Sequence[str]) -> None:
-        self._submit(self._begin, shard, columns)
-
-    def rows(self, items: Sequence[FeedItem], features: Mapping[str, NDArray[np.float32]], size: int) -> None:
-        """Queue the results of one batch; blocks while too many wait."""
-        self._submit(self._rows, items, features, size)
-
-    def commit(self) -> None:
-        self._submit(self._commit)
-
-    def _submit(self, task: object, *arguments: object) -> None:
-        self._drain(WRITE_AHEAD_BATCHES - 1)
-        self._pending.append(self._thread.submit(task, *arguments))  # type: ignore[arg-type]
-
-    def _drain(self, most: int) -> None:
-        while self._pending and (len(self._pending) > most or self._pending[0].done()):
-            self._pending.pop(0).result()
-
-    def _begin(self, shard: int, columns: Sequence[str]) -> None:
-        self._writers = {
-            name: self._open.enter_context(self._store.write_shard(name, shard, producer=self._producer))
-            for name in columns
-        }
-
-    def _rows(self, items: Sequence[FeedItem], features: Mapping[str, NDArray[np.float32]], size: int) -> None:
-        for slot, item in enumerate(items):
-            if item.renderings is None:
-                self._fail(item)
-                continue
-            rendered: Rendered = item.renderings[size]
-            pixels = pixel_hash(rendered.pixels)
-            for name, writer in self._writers.items():
-                writer.add(item.view.view_id, features[name][slot], pixels=pixels, decoder=rendered.decoder)
-                self._summary.bytes_written += self._store.row_bytes(name)
-            self._summary.rows["ok"] += 1
-
-    def _fail(self, item: FeedItem) -> None:
-        assert item.error is not None
-        for writer in self._writers.values():
-            writer.fail(item.view.view_id, item.error.status, item.error.reason)
-        self._summary.rows[item.error.status] += 1
-        self._summary.failures.append((item.view.video_id, item.error.status, item.error.reason))
-
-    def _commit(self) -> None:
-        self._open.close()
-        self._open = ExitStack()
-        self._summary.shards += len(self._writers)
-
-
-class _Clock:
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._mark = seconds, time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._mark
-        self._mark = now

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from mvd_offline.errors import VideoError
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.local import resolve_root
 from mvd_offline.shards.errors import MissingRowError
@@ -90,48 +92,106 @@ def _features(store: Store, column: str, view_id: int) -> NDArray[np.float32]:
     return features
 
 
-# ---- the picture -------------------------------------------------------------------------------------------------
+# ---- what can be seen of a view ----------------------------------------------------------------------------------
 
 
-def contact_sheet(store_dir: Path, view_id: int, root: Path | None = None) -> Image.Image:
-    """Draw a view: one column of the picture a slice of tokens (its tubelet's front frame), at most eight.
+@dataclass(frozen=True)
+class TeacherPicture:
+    """What one teacher made of a view; `colours` is None where it has no target."""
 
-    From top to bottom: the original frames with the crop box, the rendered crop, and for each teacher the first three
-    principal components of its features over this clip's tokens, as red, green and blue.
+    status: str
+    detail: str
+    width: int
+    codec: str
+    colours: Pixels | None = None
+    """uint8 (t, h, w, 3): see `principal_colours`."""
+    shares: tuple[float, ...] = ()
+    """Of the variance, by component."""
+    norms: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Mean, smallest and largest norm of a token."""
+
+
+@dataclass(frozen=True)
+class ViewPictures:
+    """A view slice by slice: the front frame of some of its tubelets, and each teacher's features there."""
+
+    view: View
+    slices: tuple[int, ...]
+    """Which slices of the token grid are shown."""
+    teachers: Mapping[str, TeacherPicture]
+    originals: Pixels | None = None
+    """uint8 (slices, height, width, 3): the decoded frames; None where the video cannot be read."""
+    crops: Pixels | None = None
+    """uint8 (slices, S, S, 3): as the teachers saw them."""
+    decoder: str = ""
+    same_pixels: bool = True
+    """Whether the crops hash to what the teachers saw."""
+    trouble: str = ""
+    """Why there are no frames."""
+    frame_numbers: tuple[int, ...] = ()
+    """Of the frames shown, in the video."""
+
+
+def view_pictures(store: Store, plan: Plan, view_id: int, root: Path | None) -> ViewPictures:
+    """Decode a view and colour its targets; at most eight slices, evenly spread.
+
+    A video that cannot be read (any more) is no error here: `trouble` says so, and the targets are still shown.
+
+    Args:
+        root: the folder of the videos; None where it is not known.
 
     Raises:
-        MissingRowError: the plan has no such view. VideoError: the video cannot be read any more.
+        MissingRowError: the plan has no such view. CorruptionError: a target does not match its checksum.
     """
-    store = open_store(store_dir, sealed=False)
-    plan = Plan.read(store.plan_path)
     view = _view(store, plan, view_id)
     grid = TokenGrid(*store.header.grid)
     slices = np.unique(np.linspace(0, grid.t - 1, min(grid.t, MOST_SLICES)).round().astype(int)).tolist()
+    front = [slice_ * plan.section.tubelet_size for slice_ in slices]
+    teachers = {name: _teacher_picture(store, name, view_id, grid) for name in store.columns}
+    pictures = ViewPictures(
+        view, tuple(slices), teachers, frame_numbers=tuple(view.frame_indices[i] for i in front if view.frame_indices)
+    )
     if view.status != "ok":
-        return _assemble(_heading(store, view), [], [([view.status, *_wrapped(view.detail)], [None] * len(slices))])
-    tubelet = plan.section.tubelet_size
-    numbers = [view.frame_indices[slice_ * tubelet] for slice_ in slices]
-    decoded = decode(resolve_root(store_dir, root) / view.path, view.frame_indices, reader=view.decoder)
-    frames = decoded.frames[[slice_ * tubelet for slice_ in slices]]
+        return replace(pictures, trouble=f"{view.status}: {view.detail}")
+    if root is None:
+        return replace(pictures, trouble="the folder of the videos is not known on this machine")
+    try:
+        decoded = decode(root / view.path, view.frame_indices, reader=view.decoder)
+    except VideoError as error:
+        return replace(pictures, trouble=f"{error.status}: {error.reason}")
+    height, width = decoded.frames.shape[1:3]
+    if (width, height) != (view.width, view.height):
+        changed = f"the file has changed: its frames are {width} x {height} px, not {view.width} x {view.height}"
+        return replace(pictures, trouble=changed)
     size = plan.section.image_size
     rendered = crop_and_resize(decoded.frames, view.crop, size, size, flip=view.flip)
     recorded = {record.pixels for name in store.columns if (record := _record(store, name, view_id))} - {""}
-    same = recorded <= {pixel_hash(rendered)}
-    crop = view.crop
-    rows: list[Row] = [
-        (
-            ["original frames", f"{view.width} x {view.height} px", f"of {view.frames} frames", decoded.decoder],
-            [_framed(frame, view) for frame in frames],
-        ),
-        (
-            ["rendered crop", f"x {crop.x}  y {crop.y}", f"{crop.w} x {crop.h} -> {size} px"]
-            + (["flipped"] if view.flip else [])
-            + ["pixels as extracted" if same else "PIXELS HAVE CHANGED"],
-            [_cell(rendered[slice_ * tubelet], Image.Resampling.LANCZOS) for slice_ in slices],
-        ),
-    ]
-    rows += [_teacher_row(store, name, view_id, grid, slices) for name in store.columns]
-    return _assemble(_heading(store, view), [f"frame {number}" for number in numbers], rows)
+    return replace(
+        pictures,
+        originals=decoded.frames[front],
+        crops=rendered[front],
+        decoder=decoded.decoder,
+        same_pixels=recorded <= {pixel_hash(rendered)},
+    )
+
+
+def _teacher_picture(store: Store, name: str, view_id: int, grid: TokenGrid) -> TeacherPicture:
+    spec, record = store.header.columns[name], _record(store, name, view_id)
+    if record is None or record.status != "ok":
+        status, detail = ("pending", "") if record is None else (record.status, record.detail)
+        return TeacherPicture(status, detail, spec.width, spec.codec)
+    features = _features(store, name, view_id)
+    colours, shares = principal_colours(features, grid)
+    norms = np.linalg.norm(features, axis=1)
+    return TeacherPicture(
+        record.status,
+        record.detail,
+        spec.width,
+        spec.codec,
+        colours=colours,
+        shares=tuple(shares.tolist()),
+        norms=(float(norms.mean()), float(norms.min()), float(norms.max())),
+    )
 
 
 def principal_colours(features: NDArray[np.float32], grid: TokenGrid) -> tuple[Pixels, NDArray[np.float64]]:
@@ -160,36 +220,9 @@ def principal_colours(features: NDArray[np.float32], grid: TokenGrid) -> tuple[P
     return (unit * 255).round().astype(np.uint8).reshape(grid.t, grid.h, grid.w, 3), shares
 
 
-# ---- the rows of the picture -------------------------------------------------------------------------------------
-
-
-def _teacher_row(store: Store, name: str, view_id: int, grid: TokenGrid, slices: list[int]) -> Row:
-    record = _record(store, name, view_id)
-    title = f"teacher {name}"
-    if record is None or record.status != "ok":
-        reason = ["pending"] if record is None else [record.status, *_wrapped(record.detail)]
-        return [title, *reason], [None] * len(slices)
-    features = _features(store, name, view_id)
-    colours, shares = principal_colours(features, grid)
-    norms = np.linalg.norm(features, axis=1)
-    label = [
-        title,
-        "3 principal components",
-        "of variance " + " ".join(f"{100 * share:.0f}%" for share in shares),
-        f"token norm {norms.mean():.4g}",
-        f"  {norms.min():.4g} to {norms.max():.4g}",
-        f"{store.header.columns[name].codec}, D = {features.shape[1]}",
-    ]
-    return label, [_cell(colours[slice_], Image.Resampling.NEAREST) for slice_ in slices]
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 26)[:6]
-
-
-def _framed(frame: Pixels, view: View) -> Image.Image:
-    """A whole frame fitted into a cell's width, with the crop box on it."""
-    scale = CELL / max(frame.shape[1], frame.shape[0])
+def framed(frame: Pixels, view: View, side: int) -> Image.Image:
+    """A whole frame fitted into a square of `side` pixels, with the view's crop box on it."""
+    scale = side / max(frame.shape[1], frame.shape[0])
     width, height = round(frame.shape[1] * scale), round(frame.shape[0] * scale)
     picture = Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS)
     crop = view.crop
@@ -199,6 +232,70 @@ def _framed(frame: Pixels, view: View) -> Image.Image:
     inner = [corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1]
     draw.rectangle(inner, outline=BOX, width=2)
     return picture
+
+
+# ---- the contact sheet -------------------------------------------------------------------------------------------
+
+
+def contact_sheet(store_dir: Path, view_id: int, root: Path | None = None) -> Image.Image:
+    """Draw a view: one column of the picture a slice of tokens (its tubelet's front frame), at most eight.
+
+    From top to bottom: the original frames with the crop box, the rendered crop, and for each teacher the first three
+    principal components of its features over this clip's tokens, as red, green and blue. Where the video cannot be
+    read any more the picture says why.
+
+    Raises:
+        MissingRowError: the plan has no such view. UsageError: the folder of the videos is not known.
+    """
+    store = open_store(store_dir, sealed=False)
+    plan = Plan.read(store.plan_path)
+    view = _view(store, plan, view_id)
+    if view.status != "ok":
+        cells: list[Image.Image | None] = [None] * min(store.header.grid[0], MOST_SLICES)
+        return _assemble(_heading(store, view), [], [([view.status, *_wrapped(view.detail)], cells)])
+    pictures = view_pictures(store, plan, view_id, resolve_root(store_dir, root))
+    rows = [*_frame_rows(pictures), *(_teacher_row(pictures, name) for name in store.columns)]
+    return _assemble(_heading(store, view), [f"frame {number}" for number in pictures.frame_numbers], rows)
+
+
+def _frame_rows(pictures: ViewPictures) -> list[Row]:
+    view, crop = pictures.view, pictures.view.crop
+    if pictures.originals is None or pictures.crops is None:
+        return [(["no frames", *_wrapped(pictures.trouble)], [None] * len(pictures.slices))]
+    size = pictures.crops.shape[1]
+    return [
+        (
+            ["original frames", f"{view.width} x {view.height} px", f"of {view.frames} frames", pictures.decoder],
+            [framed(frame, view, CELL) for frame in pictures.originals],
+        ),
+        (
+            ["rendered crop", f"x {crop.x}  y {crop.y}", f"{crop.w} x {crop.h} -> {size} px"]
+            + (["flipped"] if view.flip else [])
+            + ["pixels as extracted" if pictures.same_pixels else "PIXELS HAVE CHANGED"],
+            [_cell(frame, Image.Resampling.LANCZOS) for frame in pictures.crops],
+        ),
+    ]
+
+
+def _teacher_row(pictures: ViewPictures, name: str) -> Row:
+    picture = pictures.teachers[name]
+    title = f"teacher {name}"
+    if picture.colours is None:
+        return [title, picture.status, *_wrapped(picture.detail)], [None] * len(pictures.slices)
+    mean, low, high = picture.norms
+    label = [
+        title,
+        "3 principal components",
+        "of variance " + " ".join(f"{100 * share:.0f}%" for share in picture.shares),
+        f"token norm {mean:.4g}",
+        f"  {low:.4g} to {high:.4g}",
+        f"{picture.codec}, D = {picture.width}",
+    ]
+    return label, [_cell(picture.colours[slice_], Image.Resampling.NEAREST) for slice_ in pictures.slices]
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 26)[:6]
 
 
 def _cell(pixels: Pixels, resampling: Image.Resampling) -> Image.Image:

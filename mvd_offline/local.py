@@ -39,8 +39,11 @@ def read_local(store: Path) -> Local:
 
 
 def write_local(store: Path, local: Local) -> None:
+    """Remember these paths. Writes nothing where they are known: a finished store may lie on a read-only disk."""
     data = {"videos_root": str(local.videos_root) if local.videos_root else None, "teachers": local.teachers}
-    publish_bytes(store / FILE, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
+    content, path = (json.dumps(data, indent=2, sort_keys=True) + "\n").encode(), store / FILE
+    if not path.is_file() or path.read_bytes() != content:
+        publish_bytes(path, content)
 
 
 def resolve_root(store: Path, given: Path | None) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mvd_offline.errors import UsageError
 from mvd_offline.geometry import TokenGrid
-from mvd_offline.local import Local, absolute_weights, write_local
+from mvd_offline.local import Local, absolute_weights, read_local, write_local
 from mvd_offline.models.teachers import Teacher, teacher_for
 from mvd_offline.models.vit import decoder_arch, encoder_arch
 from mvd_offline.recipe import DistillRecipe, TeacherName
@@ -66,8 +66,8 @@ def plan_store(
     names: dict[str, str] = {}
     for name in recipe.teachers:
         teacher = teacher_for(recipe.teachers[name], recipe.view, name)
-        columns[name] = column_of(recipe, name, teacher)
-        names[name] = describe(teacher)
+        columns[recipe.column(name)] = column_of(recipe, name, teacher)
+        names[recipe.column(name)] = describe(teacher)
     grid = recipe.view.grid
     header = StoreHeader(
         plan_sha256=plan.sha256,
@@ -79,20 +79,21 @@ def plan_store(
         columns=columns,
     )
     store = create_store(store_dir, header, plan.to_bytes())
-    weights = {name: absolute_weights(section.weights) for name, section in recipe.teachers.items()}
-    write_local(store_dir, Local(catalog.root, {str(k): v for k, v in weights.items()}))
+    weights = {recipe.column(name): absolute_weights(section.weights) for name, section in recipe.teachers.items()}
+    write_local(store_dir, Local(catalog.root, {**read_local(store_dir).teachers, **weights}))
     return store, estimate(recipe, plan, store, names, sustained_tflops)
 
 
 def column_of(recipe: DistillRecipe, name: TeacherName, teacher: Teacher) -> ColumnSpec:
     """The store's column for a teacher."""
     return ColumnSpec(
-        name=name,
+        name=recipe.column(name),
         tokens=recipe.view.grid.num_tokens,
         width=teacher.width,
         codec=recipe.store.codec,
         container=recipe.store.container,
         source=teacher.identity(),
+        max_relative_error=recipe.store.max_relative_error,
     )
 
 
@@ -132,7 +133,7 @@ def estimate(
     recipe: DistillRecipe, plan: Plan, store: Store, teachers: dict[str, str], sustained_tflops: float
 ) -> Estimate:
     grid, rate = recipe.view.grid, sustained_tflops * 1e12
-    columns = store.header.columns
+    columns = {name: store.header.columns[recipe.column(name)] for name in recipe.teachers}
     statuses = Counter(plan[view_id].status for view_id in plan.view_ids)
     good = statuses.pop("ok", 0)
     flops = {

@@ -87,8 +87,13 @@ class ViewSection(ClipGeometry):
         return self
 
 
+def teacher_kind(column: str) -> TeacherName | None:
+    """The kind of teacher whose targets a store's column of this name holds: `video` for `video_h`."""
+    return next((kind for kind in TEACHER_NAMES if column == kind or column.startswith(f"{kind}_")), None)
+
+
 class TeacherSection(Section):
-    """One frozen teacher. Its column in the store is named after it: `image` or `video`."""
+    """One frozen teacher: `image` or `video`."""
 
     weights: str
     """A .pth, .safetensors or Hugging Face folder; `timm:NAME`; or `random:ARCH[:SEED]` for dry runs."""
@@ -100,6 +105,9 @@ class TeacherSection(Section):
     """Input side in pixels when it is not the view's (196 for MAE H/14); resized from the same crop."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Autocast of the teacher's forward pass; recorded in the store."""
+    column: str | None = None
+    """The store's column with its targets, such as `video_h` for a second video teacher; default: `image` or `video`.
+    """
 
 
 class StoreSection(Section):
@@ -111,6 +119,8 @@ class StoreSection(Section):
     """Views of one shard file: the unit of commit and resume."""
     batch_rows: Positive = 8
     """Views of one teacher batch. Part of the store's identity: it decides the last bits of the targets."""
+    max_relative_error: Annotated[float, Field(gt=0.0)] | None = None
+    """What coding may cost a row at most (relative L2); `extract` refuses a codec that misses it on the first shard."""
 
 
 # ---- models ------------------------------------------------------------------------------------------------------
@@ -255,8 +265,22 @@ class DistillRecipe(Section):
         """Teachers with a loss weight above zero, image before video."""
         return tuple(n for n in TEACHER_NAMES if n in self.teachers and self.loss.weights.get(n, 0.0) > 0.0)
 
+    @property
+    def active_columns(self) -> dict[TeacherName, str]:
+        """The store's columns with the targets of the active teachers."""
+        return {name: self.column(name) for name in self.active_teachers}
+
+    def column(self, name: TeacherName) -> str:
+        """The store's column with the targets of a teacher."""
+        return self.teachers[name].column or name
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        for name in self.teachers:
+            if teacher_kind(self.column(name)) != name:
+                raise ValueError(
+                    f"teachers.{name}.column is {self.column(name)!r}; allowed: {name}, or {name}_ and more"
+                )
         if not self.active_teachers:
             raise ValueError("no teacher has a loss weight above zero: see teachers and loss.weights")
         return self

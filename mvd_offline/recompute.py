@@ -1,8 +1,11 @@
-"""Running the teachers again over some rows of a store: does what is stored still come out?"""
+"""Running the teachers again over some rows of a store: does what is stored still come out?
+
+Where it does not, what is known to be different is named: the teacher, the software and device, the decoder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,20 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mvd_offline.errors import VideoError
-from mvd_offline.extract import batch_features, batches_of, load_column_teacher
+from mvd_offline.errors import CheckpointError, VideoError
+from mvd_offline.extract import batch_features, batches_of, find_column_teacher, producer_of
 from mvd_offline.local import read_local, resolve_root
 from mvd_offline.models.teachers import Teacher
-from mvd_offline.recipe import TEACHER_NAMES
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.errors import MissingRowError
+from mvd_offline.shards.schema import list_differences
+from mvd_offline.shards.statistics import quantiles
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.video.feed import FeedItem
 from mvd_offline.video.views import Plan, View, pixel_hash, render_sizes
 
 RELATIVE_ERROR_LIMIT: Final = 0.02
-"""Largest relative L2 error of a recomputed row that passes. On the device that extracted, rows come back identical;
-on another, half-precision teachers differ by their rounding."""
+"""How much larger than its recorded coding error the relative L2 error of a row may be. On the device that extracted,
+rows come back identical; on another, half-precision teachers differ by their rounding."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,17 @@ class ColumnComparison:
     rows: int
     identical: int
     """Rows whose coded bytes are the same."""
+    failing: int
+    """Rows whose error is above their recorded coding error and the limit."""
     relative_error: Mapping[str, float]
     """L2 norm of the difference over that of the recomputed row: quantiles over rows (coding included)."""
+    coding_error: Mapping[str, float]
+    """What coding alone cost these rows, as recorded: quantiles over rows."""
     cosine: Mapping[str, float]
     """Cosine of stored and recomputed token vectors: quantiles over tokens."""
     worst_view: int
+    worst_error: float
+    """Of the row that is furthest above its coding error."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class RecomputeReport:
     columns: Mapping[str, ColumnComparison]
     pixels_checked: int
     findings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What is different here from the extraction, and made no difference."""
 
     @property
     def ok(self) -> bool:
@@ -76,35 +88,128 @@ def recompute(
     store = open_store(store_dir, sealed=False)
     root = resolve_root(store_dir, root)
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    paths = {**read_local(store_dir).teachers, **(weights or {})}
-    teachers: dict[str, Teacher] = {
-        name: load_column_teacher(store, name, paths, on) for name in TEACHER_NAMES if name in store.columns
-    }
-    sizes = [teacher.image_size for teacher in teachers.values()]
+    teachers = _Teachers(store, {**read_local(store_dir).teachers, **(weights or {})}, on)
+    pixels = _Pixels(store)
     plan = Plan.read(store.plan_path)
-    findings: list[str] = []
-    pairs: dict[str, list[_Pair]] = {name: [] for name in teachers}
-    pixels_checked = 0
+    pairs: dict[str, list[_Pair]] = {name: [] for name in teachers.usable}
     for ids in _chosen_batches(store, rows):
-        items = [_render_again(store, plan[int(view_id)], root, sizes) for view_id in ids]
-        features = batch_features(items, store.header.batch_rows, teachers, on)
+        items = [_render_again(store, plan[int(view_id)], root, teachers.sizes) for view_id in ids]
+        features = batch_features(items, store.header.batch_rows, teachers.usable, on)
         for slot, item in enumerate(items):
-            if item.renderings is None:
-                if item.error is not None and store.pixel_hash(item.view.view_id):
-                    findings.append(f"view {item.view.view_id} cannot be rendered any more: {item.error}")
-                continue
-            pixels_checked += 1
-            findings += _pixel_findings(store, item)
-            for name in teachers:
-                pairs[name].append(_Pair.of(store, name, item.view.view_id, features[name][slot]))
+            pixels.look_at(item)
+            if item.renderings is not None:
+                for name in teachers.usable:
+                    pairs[name].append(_Pair.of(store, name, item.view.view_id, features[name][slot]))
     columns = {name: _compare(found) for name, found in pairs.items() if found}
+    findings, notes = [*teachers.findings, *pixels.findings], [*pixels.notes]
     for name, comparison in columns.items():
-        if comparison.relative_error["max"] > RELATIVE_ERROR_LIMIT:
-            findings.append(
-                f"column {name}: view {comparison.worst_view} differs from its recomputation by "
-                f"{comparison.relative_error['max']:.2%} (limit {RELATIVE_ERROR_LIMIT:.0%})"
+        changed = _changed_producer(store, name, [pair.view_id for pair in pairs[name]], on)
+        if comparison.failing:
+            findings.append(_deviation(name, comparison, changed or teachers.doubt(name)))
+        elif changed:
+            notes.append(f"column {name}: {changed}; the values agree within rounding")
+    return RecomputeReport(columns, pixels.checked, tuple(findings), tuple(notes))
+
+
+class _Teachers:
+    """The teachers at hand for a store's columns; those of another identity take part if their features fit."""
+
+    def __init__(self, store: Store, paths: Mapping[str, str], device: torch.device) -> None:
+        self.findings: list[str] = []
+        self.usable: dict[str, Teacher] = {}
+        self._others: set[str] = set()
+        for name, spec in store.header.columns.items():
+            try:
+                teacher, differences = find_column_teacher(store, name, paths)
+            except CheckpointError as error:
+                self.findings.append(
+                    f"column {name}: nothing was compared, its teacher cannot be loaded: {error}. Give the right file "
+                    f"with --teacher {name}=PATH."
+                )
+                continue
+            fits = (teacher.grid.num_tokens, teacher.width) == (spec.tokens, spec.width)
+            if differences:
+                self._others.add(name)
+                rest = "" if fits else ", and nothing was compared"
+                fields = list_differences(differences, "teacher", "store")
+                self.findings.append(
+                    f"column {name}: the teacher at {paths[name]} is not the one of the store{rest}:{fields}"
+                )
+            if fits:
+                self.usable[name] = teacher.to(device)
+
+    @property
+    def sizes(self) -> list[int]:
+        return [teacher.image_size for teacher in self.usable.values()]
+
+    def doubt(self, name: str) -> str:
+        """What to think of a column that deviates although software and device are those of the extraction."""
+        if name in self._others:
+            return "its teacher is another one, see above"
+        return (
+            "teacher, software and device are those of the extraction, so that either the videos are others, or the "
+            "stored values are not this teacher's"
+        )
+
+
+class _Pixels:
+    """Compares the pixels of views with what the teachers saw at extraction."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._same: dict[tuple[str, str], int] = {}
+        self.checked = 0
+        self.findings: list[str] = []
+
+    def look_at(self, item: FeedItem) -> None:
+        view_id = item.view.view_id
+        if item.renderings is None:
+            if item.error is not None and self._store.pixel_hash(view_id):
+                self.findings.append(f"view {view_id} cannot be rendered any more: {item.error}")
+            return
+        self.checked += 1
+        rendered = item.renderings[int(self._store.header.view["image_size"])]
+        recorded, found = self._store.pixels_of(view_id), pixel_hash(rendered.pixels)
+        if found != recorded.pixels:
+            self.findings.append(
+                f"view {view_id} renders to other pixels than its teachers saw: {found} with {rendered.decoder} here, "
+                f"{recorded.pixels} with {recorded.decoder} at extraction"
             )
-    return RecomputeReport(columns, pixels_checked, tuple(findings))
+        elif rendered.decoder != recorded.decoder:
+            pair = recorded.decoder, rendered.decoder
+            self._same[pair] = self._same.get(pair, 0) + 1
+
+    @property
+    def notes(self) -> list[str]:
+        return [
+            f"{count} views were decoded by {before} at extraction, and by {here} here; the pixels are the same"
+            for (before, here), count in self._same.items()
+        ]
+
+
+def _changed_producer(store: Store, name: str, view_ids: Iterable[int], device: torch.device) -> str:
+    """Who computed these rows, and who does here; empty where that is the same."""
+    here = producer_of(device)
+    shards = sorted({view_id // store.header.rows_per_shard for view_id in view_ids})
+    others = {_said(record.producer) for record in (store.record(name, shard) for shard in shards)} - {_said(here)}
+    return f"extracted with {' and '.join(sorted(others))}, here {_said(here)}" if others else ""
+
+
+def _said(producer: Mapping[str, str]) -> str:
+    if producer.keys() == {"torch", "device"}:
+        return f"torch {producer['torch']} on {producer['device']}"
+    return ", ".join(f"{key} {value}" for key, value in sorted(producer.items())) or "unknown software"
+
+
+def _deviation(name: str, comparison: ColumnComparison, why: str) -> str:
+    return (
+        f"column {name}: {comparison.failing} of {comparison.rows} rows differ from their recomputation by more than "
+        f"their coding error and {RELATIVE_ERROR_LIMIT:.0%}, view {comparison.worst_view} by "
+        f"{comparison.worst_error:.2%}; {why}"
+    )
+
+
+# ---- comparing ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -112,6 +217,7 @@ class _Pair:
     view_id: int
     identical: bool
     relative_error: float
+    coding_error: float
     cosines: NDArray[np.float64]
 
     @classmethod
@@ -124,23 +230,27 @@ class _Pair:
             view_id=view_id,
             identical=np.array_equal(coded, codec.encode(again)),
             relative_error=float(np.linalg.norm(stored - wanted)) / max(float(np.linalg.norm(wanted)), 1e-30),
+            coding_error=store.status(column).row(view_id).relative_error,
             cosines=(stored * wanted).sum(axis=1) / np.maximum(products, 1e-30),
         )
 
+    @property
+    def beyond_coding(self) -> float:
+        return self.relative_error - self.coding_error
+
 
 def _compare(pairs: list[_Pair]) -> ColumnComparison:
-    errors = np.array([pair.relative_error for pair in pairs])
+    worst = max(pairs, key=lambda pair: pair.beyond_coding)
     return ColumnComparison(
         rows=len(pairs),
         identical=sum(pair.identical for pair in pairs),
-        relative_error=_quantiles(errors),
-        cosine=_quantiles(np.concatenate([pair.cosines for pair in pairs])),
-        worst_view=pairs[int(errors.argmax())].view_id,
+        failing=sum(pair.beyond_coding > RELATIVE_ERROR_LIMIT for pair in pairs),
+        relative_error=quantiles(np.array([pair.relative_error for pair in pairs])),
+        coding_error=quantiles(np.array([pair.coding_error for pair in pairs])),
+        cosine=quantiles(np.concatenate([pair.cosines for pair in pairs])),
+        worst_view=worst.view_id,
+        worst_error=worst.relative_error,
     )
-
-
-def _quantiles(values: NDArray[np.float64]) -> dict[str, float]:
-    return dict(zip(("min", "median", "p95", "max"), np.quantile(values, (0.0, 0.5, 0.95, 1.0)).tolist(), strict=True))
 
 
 def _chosen_batches(store: Store, rows: int) -> list[NDArray[np.int64]]:
@@ -162,16 +272,3 @@ def _render_again(store: Store, view: View, root: Path, sizes: list[int]) -> Fee
         return FeedItem(view, render_sizes(view, root, tuple(dict.fromkeys((size, *sizes)))), None)
     except VideoError as error:
         return FeedItem(view, None, error)
-
-
-def _pixel_findings(store: Store, item: FeedItem) -> list[str]:
-    assert item.renderings is not None
-    rendered = item.renderings[int(store.header.view["image_size"])]
-    recorded = store.pixels_of(item.view.view_id)
-    found = pixel_hash(rendered.pixels)
-    if found == recorded.pixels:
-        return []
-    return [
-        f"view {item.view.view_id} renders to other pixels than its teachers saw: {found} with {rendered.decoder} "
-        f"here, {recorded.pixels} with {recorded.decoder} at extraction"
-    ]

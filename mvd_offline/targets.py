@@ -17,11 +17,13 @@ from torch import Tensor
 
 from mvd_offline.errors import UsageError
 from mvd_offline.models.inputs import normalize
-from mvd_offline.models.teachers import Teacher, teacher_for
+from mvd_offline.models.teachers import Teacher, declared_identity, teacher_for
 from mvd_offline.recipe import DistillRecipe, TeacherName
-from mvd_offline.shards.codecs import INT8_SCALE_BYTES
+from mvd_offline.shards.codecs import INT8_SCALE_BYTES, get_codec
 from mvd_offline.shards.errors import IdentityError
+from mvd_offline.shards.schema import Difference, all_differences, list_differences
 from mvd_offline.shards.store import Store
+from mvd_offline.training.memory import batch_memory
 
 
 class TargetReader(Protocol):
@@ -54,29 +56,39 @@ class TargetSource(Protocol):
 
 
 class CachedReader:
-    def __init__(self, store: Store, names: Sequence[TeacherName]) -> None:
-        self._store, self._names = store, names
+    def __init__(self, store: Store, columns: Mapping[TeacherName, str]) -> None:
+        self._store, self._columns = store, columns
 
     def sizes(self, student_size: int) -> tuple[int, ...]:
         return (student_size,)
 
     def read(self, view_ids: Sequence[int], masked: NDArray[np.int64]) -> dict[str, Tensor]:
-        return {name: torch.from_numpy(self._store.read_tokens(name, view_ids, masked)) for name in self._names}
+        return {name: self._read(column, view_ids, masked) for name, column in self._columns.items()}
+
+    def _read(self, column: str, view_ids: Sequence[int], masked: NDArray[np.int64]) -> Tensor:
+        spec = self._store.header.columns[column]
+        codec = get_codec(spec.codec)
+        values = codec.shape(spec.tokens, spec.width)[1]
+        batch, array = batch_memory((len(masked), masked.shape[1] + codec.extra_rows, values), codec.dtype)
+        self._store.read_tokens(column, view_ids, masked, out=array)
+        return batch
 
 
 class CachedTargets:
-    """Targets read from a store."""
+    """Targets read from a store: each teacher's from its column."""
 
-    def __init__(self, store: Store, names: Sequence[TeacherName]) -> None:
-        missing = [name for name in names if name not in store.columns]
+    def __init__(self, store: Store, columns: Mapping[TeacherName, str]) -> None:
+        missing = [column for column in columns.values() if column not in store.columns]
         if missing:
             raise IdentityError(
-                f"the recipe distils from teachers {', '.join(names)}, and {store.root} has columns "
-                f"{', '.join(store.columns)}; set loss.weights of the missing ones to 0, or make a store with them."
+                f"the recipe distils from columns {', '.join(columns.values())}, and {store.root} has columns "
+                f"{', '.join(store.columns)}; add the missing ones with `mvd-offline extract {store.root} "
+                f"--teacher {missing[0]}=PATH`, set their teachers' loss.weights to 0, or make a store with them."
             )
-        self.reader: TargetReader = CachedReader(store, names)
-        self.widths: dict[TeacherName, int] = {name: store.header.columns[name].width for name in names}
-        self._codecs: dict[str, str] = {name: store.header.columns[name].codec for name in names}
+        self.reader: TargetReader = CachedReader(store, columns)
+        specs = {name: store.header.columns[column] for name, column in columns.items()}
+        self.widths: dict[TeacherName, int] = {name: spec.width for name, spec in specs.items()}
+        self._codecs: dict[str, str] = {name: spec.codec for name, spec in specs.items()}
 
     def targets(self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], masked: Tensor) -> dict[str, Tensor]:
         return {name: decode(tensor, self._codecs[name]) for name, tensor in stored.items()}
@@ -135,44 +147,63 @@ class OnlineTargets:
 def open_targets(recipe: DistillRecipe, store: Store, device: torch.device) -> TargetSource:
     """The recipe's source of targets, after checking it against the store's identity."""
     if recipe.targets == "cached":
-        return CachedTargets(store, recipe.active_teachers)
+        return CachedTargets(store, recipe.active_columns)
     return OnlineTargets(
         {name: teacher_for(recipe.teachers[name], recipe.view, name) for name in recipe.active_teachers}, device
     )
 
 
-def check_teachers(recipe: DistillRecipe, store: Store) -> None:
+def check_teachers(recipe: DistillRecipe, store: Store, found: Sequence[Difference] = ()) -> None:
     """Refuse a store whose teachers are not the recipe's.
 
+    Compared is the whole identity of each teacher where its weights are at hand, and otherwise what the recipe says.
+
+    Args:
+        found: differences known already; they are told together with the teachers'.
+
     Raises:
-        IdentityError: names the field, the recipe's value and the store's.
-        UsageError: neither the weights nor their pinned hash is at hand, so that nothing can be compared.
+        IdentityError: lists every field that differs, with the recipe's value and the store's.
+        UsageError: neither the weights nor their pinned hash is at hand, so that nothing shows which they are.
     """
-    for name in recipe.active_teachers:
-        if name not in store.columns:
-            continue
-        section, source = recipe.teachers[name], store.header.columns[name].source
-        expected_hash = section.sha256 or _hash_of(recipe, name, str(source["weights_sha256"]))
-        heads = source["architecture"]["heads"]
-        found: dict[str, tuple[Any, Any]] = {
-            "sha256": (expected_hash, source["weights_sha256"]),
-            "heads": (section.heads or heads, heads),
-            "image_size": (section.image_size or recipe.view.image_size, source["image_size"]),
-            "precision": (section.precision, source["precision"]),
-        }
-        for field, (wanted, stored) in found.items():
-            if wanted != stored:
-                raise IdentityError(
-                    f"teachers.{name}.{field}: the recipe has {wanted!r}, the store {store.root} was made with "
-                    f"{stored!r}. Use the recipe that the store was planned with, or make a store for this one."
-                )
-
-
-def _hash_of(recipe: DistillRecipe, name: TeacherName, stored: str) -> str:
-    weights = recipe.teachers[name].weights
-    if not weights.startswith(("timm:", "random:")) and not Path(weights).exists():
-        raise UsageError(
-            f"teachers.{name}.weights: {weights} is not on this machine, so that nothing shows that it is the teacher "
-            f"of this store. Give the file, or pin the store's hash with --set teachers.{name}.sha256={stored}"
+    names = [name for name, column in recipe.active_columns.items() if column in store.columns]
+    if differences := [*found, *(d for name in names for d in _teacher_differences(recipe, store, name))]:
+        raise IdentityError(
+            f"{store.root} was not made for this recipe:{list_differences(differences, 'recipe', 'store')}\n"
+            "Use the recipe that the store was planned with, or --set these fields to the store's values, or plan "
+            "another store."
         )
-    return teacher_for(recipe.teachers[name], recipe.view, name).weights_sha256
+    for name in names:
+        section, stored = recipe.teachers[name], store.header.columns[recipe.column(name)].source["weights_sha256"]
+        if section.sha256 is None and not _is_at_hand(section.weights):
+            raise UsageError(
+                f"teachers.{name}.weights: {section.weights} is not on this machine, so that nothing shows that it is "
+                f"the teacher of this store. Give the file, or pin the store's hash with "
+                f"--set teachers.{name}.sha256={stored}"
+            )
+
+
+_RECIPE_KEYS = {"weights_sha256": "sha256", "architecture.heads": "heads"}
+"""Fields of an identity that a recipe calls otherwise."""
+
+
+def _teacher_differences(recipe: DistillRecipe, store: Store, name: TeacherName) -> list[Difference]:
+    section, source = recipe.teachers[name], store.header.columns[recipe.column(name)].source
+    if section.sha256 is None and _is_at_hand(section.weights):
+        wanted = teacher_for(section, recipe.view, name).identity()
+    else:
+        wanted = declared_identity(section, recipe.view, name)
+    return [
+        difference._replace(field=f"teachers.{name}.{_RECIPE_KEYS.get(difference.field, difference.field)}")
+        for difference in all_differences(wanted, _common(source, wanted))
+    ]
+
+
+def _common(value: Any, like: Any) -> Any:
+    """`value` without the fields that `like` does not have."""
+    if not (isinstance(value, Mapping) and isinstance(like, Mapping)):
+        return value
+    return {key: _common(value[key], like[key]) for key in like if key in value}
+
+
+def _is_at_hand(weights: str) -> bool:
+    return weights.startswith(("timm:", "random:")) or Path(weights).exists()

@@ -9,33 +9,65 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 TEMPORARY_PREFIX = ".tmp-"
 
 
 class TemporaryFile:
-    """An open, locked temporary file beside its target; use through `temporary_file`."""
+    """An open, locked temporary file beside its target; use through `temporary_file`.
+
+    An OSError of any of its operations names the target.
+    """
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.path, descriptor = _create_locked(target)
-        self.stream: BinaryIO = os.fdopen(descriptor, "wb")
+        with _naming(target):
+            self.path, descriptor = _create_locked(target)
+        self.stream: BinaryIO = io.BufferedWriter(_NamedFile(descriptor, target))
+        self._published = False
 
     def flush_to_disk(self) -> None:
         """After this the bytes written so far survive a power cut."""
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
+        with _naming(self.target):
+            self.stream.flush()
+            os.fsync(self.stream.fileno())
 
     def publish(self) -> None:
         """Rename onto the target and flush the folder; what was there before is replaced."""
         self.flush_to_disk()
-        os.rename(self.path, self.target)
-        sync_folder(self.target.parent)
+        with _naming(self.target):
+            os.rename(self.path, self.target)
+            self._published = True
+            sync_folder(self.target.parent)
+
+    def close(self) -> None:
+        """Give up what is not published, and release the lock."""
+        # An error is on its way already if one of these fails: a disk that is full refuses the last bytes once more,
+        # and what cannot be removed now looks abandoned from here on.
+        with contextlib.suppress(OSError):
+            if not self._published:
+                # Before the lock is released by closing, so that the name never looks abandoned.
+                self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.stream.close()
+
+
+class _NamedFile(io.FileIO):
+    """Says which file could not be written; the system's own error does not."""
+
+    def __init__(self, descriptor: int, target: Path) -> None:
+        super().__init__(descriptor, "wb")
+        self._target = target
+
+    def write(self, data: Any) -> int:
+        with _naming(self._target):
+            return os.write(self.fileno(), data)
 
 
 @contextlib.contextmanager
@@ -45,9 +77,7 @@ def temporary_file(target: Path) -> Iterator[TemporaryFile]:
     try:
         yield temporary
     finally:
-        # Unlink before the lock is released by closing, so that the name never looks abandoned.
-        temporary.path.unlink(missing_ok=True)
-        temporary.stream.close()
+        temporary.close()
 
 
 def publish_bytes(target: Path, data: bytes) -> None:
@@ -61,16 +91,32 @@ def sync_folder(folder: Path) -> None:
     """Make renames and removals inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with _naming(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder durably, and those above it; one that exists is fine."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def rename_file(source: Path, target: Path) -> None:
+    """Give a file another name in its folder, durably; what had that name is replaced."""
+    with _naming(target):
+        os.rename(source, target)
+        sync_folder(target.parent)
+
+
 def remove_file(path: Path) -> None:
     """Remove a file durably; one that does not exist is fine."""
-    if path.exists():
-        path.unlink(missing_ok=True)
-        sync_folder(path.parent)
+    path.unlink(missing_ok=True)
+    # Also when it is gone: who removed it may have been killed before this.
+    sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -94,6 +140,15 @@ def clean_folder(folder: Path) -> list[Path]:
     return [path for path in _temporary_files(folder) if _with_free_lock(path, remove=True)]
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system name this path: its own name none for a write, and a temporary file for a rename."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def _temporary_files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"{TEMPORARY_PREFIX}*")) if folder.is_dir() else []
 
@@ -105,6 +160,7 @@ def _create_locked(target: Path) -> tuple[Path, int]:
         if _try_lock(descriptor) and os.fstat(descriptor).st_nlink:
             return path, descriptor
         # A cleaner took the file in the instant between its creation and its lock: take another name.
+        path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -114,7 +170,8 @@ def _with_free_lock(path: Path, *, remove: bool) -> bool:
     except FileNotFoundError:
         return False  # published or removed meanwhile
     try:
-        free = _try_lock(descriptor)
+        # Shared: over NFS an exclusive lock needs a file that is open for writing.
+        free = _try_lock(descriptor, fcntl.LOCK_SH)
         if free and remove:
             path.unlink(missing_ok=True)
         return free
@@ -122,9 +179,9 @@ def _with_free_lock(path: Path, *, remove: bool) -> bool:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

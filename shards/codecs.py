@@ -262,9 +262,7 @@ def measure_error(features: NDArray[np.float32], decoded: NDArray[Any]) -> Codin
     product = 2 * before * after
     missing = np.where(product > 0, (moved - grown**2) / np.where(product > 0, product, 1), moved > 0)
     relative = np.sqrt(moved.sum() / max(squared.sum(), np.finfo(np.float64).tiny))
-    return CodingError.of(
-        float(relative), float(missing.max()), float(missing.mean()), float(np.abs(difference).max())
-    )
+    return CodingError.of(float(relative), float(missing.max()), float(missing.mean()), float(np.abs(difference).max()))
 
 
 def _rounded(value: float) -> float:

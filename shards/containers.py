@@ -10,7 +10,7 @@ import io
 import json
 import struct
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -247,7 +247,7 @@ class _TarShardWriter:
         self._member(f"{row.view_id:09d}.json", self._record(row))
 
     def finish(self) -> None:
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(TAR_END)
 
     def _record(self, row: RowRecord) -> bytes:
         """What the commit record says of the row, but for where it lies; with the names of column and codec."""
@@ -255,9 +255,7 @@ class _TarShardWriter:
         return canonical_json({**fields, "column": self._column.name, "codec": self._column.codec})
 
     def _member(self, name: str, *parts: Buffer) -> None:
-        entry = tarfile.TarInfo(name)  # mode 0644, no owner, no time
-        entry.size = sum(memoryview(part).nbytes for part in parts)
-        self._write(entry.tobuf(tarfile.USTAR_FORMAT), *parts, bytes(-entry.size % tarfile.BLOCKSIZE))
+        self._write(*tar_member(name, *parts))
 
     def _write(self, *parts: Buffer) -> None:
         for part in parts:
@@ -265,13 +263,28 @@ class _TarShardWriter:
             self._position += memoryview(part).nbytes
 
 
-def _npy_header(column: ColumnSpec) -> bytes:
-    """What stands before a payload in its npy file (format version 1.0)."""
-    codec = get_codec(column.codec)
+TAR_END: Final = bytes(2 * tarfile.BLOCKSIZE)
+"""What closes a tar."""
+
+
+def tar_member(name: str, *parts: Buffer) -> tuple[Buffer, ...]:
+    """A file in a tar: header, content, filling up to whole blocks. Nothing in it says when or by whom it was made."""
+    entry = tarfile.TarInfo(name)  # mode 0644, no owner, no time
+    entry.size = sum(memoryview(part).nbytes for part in parts)
+    return entry.tobuf(tarfile.USTAR_FORMAT), *parts, bytes(-entry.size % tarfile.BLOCKSIZE)
+
+
+def npy_header(dtype: np.dtype[Any], shape: Sequence[int]) -> bytes:
+    """What stands before the values of an array in C order in an npy file (format version 1.0)."""
     sink = io.BytesIO()
-    description = {"descr": codec.dtype.str, "fortran_order": False, "shape": codec.shape(column.tokens, column.width)}
+    description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(sink, description)
     return sink.getvalue()
+
+
+def _npy_header(column: ColumnSpec) -> bytes:
+    codec = get_codec(column.codec)
+    return npy_header(codec.dtype, codec.shape(column.tokens, column.width))
 
 
 def _tar_members(read_at: ReadAt, size: int) -> Iterator[tuple[str, int, int]]:
@@ -287,7 +300,7 @@ def _tar_members(read_at: ReadAt, size: int) -> Iterator[tuple[str, int, int]]:
             raise CorruptionError(f"the tar header at byte {position} names no file inside the shard")
         yield entry.name, start, entry.size
         position = start + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    if read_at(position, size) != bytes(2 * tarfile.BLOCKSIZE):
+    if read_at(position, size) != TAR_END:
         raise CorruptionError("the end of the tar is damaged")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from mvd_offline.shards import atomic
 from mvd_offline.shards.containers import get_container
-from mvd_offline.shards.errors import CorruptionError, IdentityError, NotAStoreError
-from mvd_offline.shards.schema import CommitRecord, StoreHeader, first_difference
+from mvd_offline.shards.errors import CorruptionError, IdentityError, NotAStoreError, StoreError, restore_identity
+from mvd_offline.shards.schema import QUARANTINE, CommitRecord, StoreHeader, all_differences, list_differences
 
 LOCAL_FILE: Final = "local.json"
 """A job's notes about this machine; no part of the store."""
@@ -27,19 +28,24 @@ def prepare_folder(root: Path, header: StoreHeader, plan_bytes: bytes) -> StoreH
         IdentityError: see `create_store`.
     """
     _check_plan(header, plan_bytes)
-    root.mkdir(parents=True, exist_ok=True)
+    atomic.make_folder(root)
     with atomic.folder_lock(root):
         if (root / "store.json").exists():
-            header = _merged(root, read_header(root), header)
+            existing = read_header(root)
+            header = _merged(root, existing, header)
+            for name in sorted(header.columns.keys() - existing.columns.keys()):
+                _clear_leftovers(root, header, name)
         else:
             _refuse_foreign_folder(root, header)
         if not holds(root / "plan.parquet", plan_bytes):
             atomic.publish_bytes(root / "plan.parquet", plan_bytes)
         for name in header.columns:
-            (root / name).mkdir(exist_ok=True)
-            (root / "commits" / name).mkdir(parents=True, exist_ok=True)
+            atomic.make_folder(root / name)
+            atomic.make_folder(root / "commits" / name)
         publish_column_files(root, header)
+        # Once more, if a killed process made the folders.
         atomic.sync_folder(root / "commits")
+        atomic.sync_folder(root)
         # Last: a folder without store.json is no store.
         if not holds(root / "store.json", header.to_bytes()):
             atomic.publish_bytes(root / "store.json", header.to_bytes())
@@ -52,20 +58,20 @@ def read_header(root: Path) -> StoreHeader:
         raise NotAStoreError(
             f"{root} holds no store (no store.json). `mvd-offline plan RECIPE --store {root}` makes one."
         )
-    return StoreHeader.from_bytes(read_file(path), str(path))
+    repair = restore_identity(root)
+    return StoreHeader.from_bytes(read_file(path, repair), str(path), repair)
 
 
 def _merged(root: Path, existing: StoreHeader, wanted: StoreHeader) -> StoreHeader:
     """The existing header with the wanted columns added; refuses any other difference."""
     shared = {name: spec.to_json() for name, spec in existing.columns.items() if name in wanted.columns}
-    ours = {**existing.identity, "columns": shared}
-    theirs = {**wanted.identity, "columns": {name: wanted.columns[name].to_json() for name in shared}}
-    # What was chosen comes before what follows from it: a changed view changes the plan's hash too.
-    differences = (first_difference(ours.get(part), theirs.get(part), part) for part in ("view", "columns"))
-    if difference := next(filter(None, differences), None) or first_difference(ours, theirs):
-        field, found, asked = difference
+    ours = {**wanted.identity, "columns": {name: wanted.columns[name].to_json() for name in shared}}
+    theirs = {**existing.identity, "columns": shared}
+    if differences := all_differences(ours, theirs):
+        # What was chosen comes before what follows from it: a changed view changes the plan's hash too.
+        differences.sort(key=lambda difference: not difference.field.startswith(("view.", "columns.")))
         raise IdentityError(
-            f"{root} holds another store: {field} is {found!r} there, {asked!r} here. "
+            f"{root} holds another store:{list_differences(differences, 'recipe', 'store')}\n"
             "Choose another folder, or the recipe and catalog that this store was made with."
         )
     return StoreHeader(**{**_arguments(existing), "columns": {**existing.columns, **wanted.columns}})
@@ -76,9 +82,48 @@ def _arguments(header: StoreHeader) -> dict[str, Any]:
     return {name: getattr(header, name) for name in StoreHeader.__dataclass_fields__}
 
 
+def _clear_leftovers(root: Path, header: StoreHeader, name: str) -> None:
+    """Make room for a column that is new to the store: shards of it that a drop left may stay, another's may not."""
+    expected = (header.store_id, header.columns[name].column_id)
+    records = sorted((root / "commits" / name).glob("*.json"))
+    if not records or any(_names(path) != expected for path in records):
+        remove_column_files(root, name)
+
+
+def _names(path: Path) -> tuple[str, str] | None:
+    """Store and column of a commit record; None for one that cannot be read."""
+    try:
+        record = CommitRecord.from_bytes(read_file(path), str(path))
+    except StoreError:
+        return None
+    return record.store_id, record.column_id
+
+
+def remove_column_files(root: Path, name: str) -> None:
+    """Remove the files of a column that store.json does not name.
+
+    Commit records go first, so that none ever names a file that is gone; their folder goes last, as the sign that
+    there is something left to remove.
+    """
+    records = root / "commits" / name
+    if records.is_dir():
+        for path in records.iterdir():
+            path.unlink()
+        atomic.sync_folder(records)
+    if (root / name).is_dir():
+        shutil.rmtree(root / name)
+    # While the sign is there: without power it must not be gone first.
+    atomic.sync_folder(root)
+    if records.is_dir():
+        records.rmdir()
+        atomic.sync_folder(records.parent)
+
+
 def _refuse_foreign_folder(root: Path, header: StoreHeader) -> None:
     """A folder may hold what an interrupted creation left, or a store whose store.json was lost; nothing else."""
-    known = {"plan.parquet", "index.parquet", "commits", LOCAL_FILE, *header.columns}
+    known = {"plan.parquet", "index.parquet", "commits", LOCAL_FILE, QUARANTINE, *header.columns}
+    # A column that was added to the store may not be the plan's.
+    known |= {path.name for path in (root / "commits").glob("*/")}
     foreign = sorted(
         path.name
         for path in root.iterdir()
@@ -87,7 +132,10 @@ def _refuse_foreign_folder(root: Path, header: StoreHeader) -> None:
     if foreign:
         raise IdentityError(f"{root} is not empty and holds no store (found {some(foreign)}). Choose another folder.")
     for path in sorted((root / "commits").glob("*/*.json")):
-        record = CommitRecord.from_bytes(read_file(path), str(path))
+        try:
+            record = CommitRecord.from_bytes(read_file(path), str(path))
+        except CorruptionError:
+            continue  # `verify` finds it, once the store has its identity back
         if record.store_id != header.store_id:
             raise IdentityError(
                 f"{root} holds shards of another store: {path.name} names {record.store_id[:12]}, this one is "
@@ -136,13 +184,17 @@ def holds(path: Path, data: bytes) -> bool:
     return path.is_file() and path.read_bytes() == data
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, repair: str = "") -> bytes:
+    """The content of a file of a store; `repair` says what to do when it is gone or cannot be read.
+
+    Raises CorruptionError.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise CorruptionError(
-            f"{path} is gone. Run `mvd-offline shards verify {path.parent}`, which says how to make it anew."
-        ) from None
+        raise CorruptionError(f"{path} is gone. {repair}".rstrip()) from None
+    except OSError as error:
+        raise CorruptionError(f"{path} cannot be read ({error.strerror}). {repair}".rstrip()) from None
 
 
 def some(items: Sequence[object], most: int = 8) -> str:

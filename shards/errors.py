@@ -42,9 +42,35 @@ class CommitError(StoreError, ValueError):
     """A shard cannot be committed: it is committed already, or its rows are incomplete or out of order."""
 
 
+class ClaimError(StoreError):
+    """Another run is at work on what was asked for."""
+
+
+class DiskFullError(StoreError, OSError):
+    """There is no room for the next shard; the message says how much is still to be written."""
+
+
 def repair_shard(root: Path) -> str:
     """What to do about a damaged shard."""
     return (
         f"Run `mvd-offline shards verify {root} --level full --repair`, which puts what is damaged aside, then "
         f"`mvd-offline extract {root}`, which makes it again."
+    )
+
+
+def write_derived(root: Path) -> str:
+    """What to do about a damaged file that follows from the commit records."""
+    return f"Run `mvd-offline shards seal {root}`, which writes it anew."
+
+
+def make_missing(root: Path) -> str:
+    """What to do about shards that are not there."""
+    return f"Run `mvd-offline extract {root}`, which makes only what is missing."
+
+
+def restore_identity(root: Path) -> str:
+    """What to do about store.json or plan.parquet, which no other file of a store can replace."""
+    return (
+        f"Restore the file from a copy, or remove it and run `mvd-offline plan RECIPE --videos CATALOG --store {root}` "
+        "again with the recipe and the catalog that the store was made with; its shards are kept."
     )

@@ -11,6 +11,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -43,6 +44,8 @@ _METADATA_KEY: Final = b"mvd_offline.index"
 class ColumnIndex:
     """Where each row of one column is: arrays over the whole height of the table, indexed by view_id."""
 
+    root: Path
+    """Of the store; for what errors say."""
     column: str
     status: NDArray[np.uint8]
     """Position in STATUSES, or NO_ROW."""
@@ -81,10 +84,11 @@ class ColumnIndex:
     def require_ok(self, view_ids: NDArray[np.int64]) -> None:
         """Raises MissingRowError for the first view that has no payload."""
         inside = (view_ids >= 0) & (view_ids < len(self.status))
+        if inside.all() and not self.status[view_ids].any():
+            return
         bad = ~inside
-        bad[inside] = ~self.ok[view_ids[inside]]
-        if bad.any():
-            raise MissingRowError(self._explain(int(view_ids[bad][0]), int(bad.sum())))
+        bad[inside] = self.status[view_ids[inside]] != 0
+        raise MissingRowError(self._explain(int(view_ids[bad][0]), int(bad.sum())))
 
     def row(self, view_id: int) -> RowRecord:
         """The record of one view; raises MissingRowError when there is none."""
@@ -113,8 +117,8 @@ class ColumnIndex:
         status = STATUSES[self.status[view_id]]
         return (
             f"{where}there is no target, its status is {status}: {self.details.get(view_id, '')}. Ask "
-            f"`Store.ok_rows()` for the rows that have one, or run `mvd-offline extract STORE --retry {status}` once "
-            "its video can be read."
+            f"`Store.ok_rows()` for the rows that have one, or run `mvd-offline extract {self.root} --retry {status}` "
+            "once its video can be read."
         )
 
 
@@ -154,28 +158,32 @@ def table_bytes(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 
-def read_table(data: bytes, header: StoreHeader, seal: SealRecord) -> pa.Table:
-    """The table in `index.parquet`, checked against its seal record and the store's identity."""
+def read_table(data: bytes, header: StoreHeader, seal: SealRecord, repair: str) -> pa.Table:
+    """The table in `index.parquet`, checked against its seal record and the store's identity.
+
+    Args:
+        repair: what to do when it does not match.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if len(data) != seal.size or hashlib.sha256(data).hexdigest() != seal.sha256:
         raise CorruptionError(
             "index.parquet: the file does not match its digest in commits/index.json. The commit records hold all that "
-            "is in it: run `mvd-offline shards seal STORE`, which writes it anew."
+            f"is in it. {repair}"
         )
-    table = pq.read_table(pa.BufferReader(data))
+    # On one thread: the pool would cost more than it saves, and must not exist before a loader forks.
+    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
     expected = {"schema_version": SCHEMA_VERSION, "store_id": header.store_id, "columns": dict(seal.columns)}
     if (table.schema.metadata or {}).get(_METADATA_KEY) != canonical_json(expected):
         raise IdentityError(
-            "index.parquet: it was made for another store or other columns than store.json names. "
-            "Run `mvd-offline shards seal STORE`, which writes it anew."
+            f"index.parquet: it was made for another store or other columns than store.json names. {repair}"
         )
     return table
 
 
-def column_index(table: pa.Table, header: StoreHeader, column: str) -> ColumnIndex:
-    """The rows of one column as arrays."""
+def column_index(table: pa.Table, header: StoreHeader, column: str, root: Path) -> ColumnIndex:
+    """The rows of one column of the store at `root`, as arrays."""
     import pyarrow.compute as pc
 
     part = table.filter(pc.equal(table["column"], column))
@@ -195,19 +203,29 @@ def column_index(table: pa.Table, header: StoreHeader, column: str) -> ColumnInd
     status_codes, status_names = codes("status")
     order = np.array([STATUSES.index(name) for name in status_names], np.uint8)
     decoder_codes, decoders = codes("decoder")
-    details = zip(ids.tolist(), part["detail"].to_pylist(), strict=True)
+    hashed, explained = (
+        part.select(["view_id", name]).filter(pc.not_equal(part[name], "")) for name in ("pixels", "detail")
+    )
+    pixels = np.zeros(header.rows, np.uint64)
+    pixels[hashed["view_id"].to_numpy()] = _hash_values(hashed["pixels"])
     return ColumnIndex(
+        root=root,
         column=column,
         status=spread(order[status_codes] if len(ids) else order, np.uint8, NO_ROW),
         offset=spread(part["offset"].to_numpy(), np.int64),
         length=spread(part["length"].to_numpy(), np.int64),
         crc32c=spread(part["crc32c"].to_numpy(), np.uint32),
-        pixels=spread(np.array([int(text or "0", 16) for text in part["pixels"].to_pylist()], np.uint64), np.uint64),
+        pixels=pixels,
         decoder=spread(decoder_codes, np.uint16),
         decoders=tuple(decoders),
         coding={name: spread(part[name].to_numpy(), np.float64) for name in CODING_MEASURES},
-        details={view_id: text for view_id, text in details if text},
+        details=dict(zip(explained["view_id"].to_pylist(), explained["detail"].to_pylist(), strict=True)),
     )
+
+
+def _hash_values(texts: pa.ChunkedArray) -> NDArray[np.uint64]:
+    """Numbers of hashes of 16 hexadecimal digits each: all at once, for millions of rows."""
+    return np.frombuffer(bytes.fromhex("".join(texts.to_pylist())), ">u8").astype(np.uint64)
 
 
 def _arrow_schema() -> pa.Schema:

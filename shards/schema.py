@@ -10,10 +10,10 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from mvd_offline.shards.errors import CorruptionError, IdentityError, StoreError
 
@@ -23,7 +23,9 @@ STATUSES: Final = ("ok", "unreadable", "too_short", "timeout", "missing")
 """What can become of a row; only `ok` has a payload."""
 
 COLUMN_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
-RESERVED_NAMES: Final = frozenset({"commits", "index", "plan", "store", "local"})
+QUARANTINE: Final = "quarantine"
+"""Folder of a store for what `verify --repair` put aside; no part of the store."""
+RESERVED_NAMES: Final = frozenset({"commits", "index", "plan", "store", "local", QUARANTINE})
 
 
 def canonical_json(value: Any) -> bytes:
@@ -42,8 +44,11 @@ def seal_document(document: Mapping[str, Any]) -> bytes:
     return canonical_json({**document, "digest": sha256_of(dict(document))})
 
 
-def open_document(data: bytes, name: str) -> dict[str, Any]:
+def open_document(data: bytes, name: str, repair: str = "") -> dict[str, Any]:
     """The document in `data`, without its digest.
+
+    Args:
+        name, repair: for the error: which file it is, and what to do when it is damaged.
 
     Raises:
         CorruptionError: the bytes are not canonical JSON, or their digest does not hold.
@@ -57,8 +62,7 @@ def open_document(data: bytes, name: str) -> dict[str, Any]:
         intact, digest = False, None
     if not intact or digest != sha256_of(document):
         raise CorruptionError(
-            f"{name}: the file was damaged or edited: its content does not match the digest it carries. "
-            "Restore it from a copy, or run `mvd-offline shards verify STORE`, which says how to make it anew."
+            f"{name}: the file was damaged or edited: its content does not match the digest it carries. {repair}"
         )
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -69,18 +73,40 @@ def open_document(data: bytes, name: str) -> dict[str, Any]:
     return document
 
 
-def first_difference(ours: Any, theirs: Any, path: str = "") -> tuple[str, Any, Any] | None:
-    """Dotted path and both values of the first field that differs between two JSON values; None where they agree."""
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        for key in sorted({*ours, *theirs}):
-            dotted = f"{path}.{key}" if path else str(key)
-            if key not in ours or key not in theirs:
-                return dotted, ours.get(key, "nothing"), theirs.get(key, "nothing")
-            found = first_difference(ours[key], theirs[key], dotted)
-            if found:
-                return found
-        return None
-    return None if ours == theirs else (path, ours, theirs)
+class _Nothing:
+    """Stands for the value of a field that one side does not have."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+NOTHING: Final = _Nothing()
+
+
+class Difference(NamedTuple):
+    """A field that differs between two identities, by its dotted path."""
+
+    field: str
+    ours: Any
+    theirs: Any
+
+
+def all_differences(ours: Any, theirs: Any, path: str = "") -> list[Difference]:
+    """Every field that differs between two JSON values, by path; lists are compared whole."""
+    if not (isinstance(ours, Mapping) and isinstance(theirs, Mapping)):
+        return [] if ours == theirs else [Difference(path, ours, theirs)]
+    return [
+        difference
+        for key in sorted({*ours, *theirs})
+        for difference in all_differences(
+            ours.get(key, NOTHING), theirs.get(key, NOTHING), f"{path}.{key}" if path else str(key)
+        )
+    ]
+
+
+def list_differences(differences: Iterable[Difference], ours: str, theirs: str) -> str:
+    """A line for each difference, with the names of both sides: `  view.stride: recipe has 4, store has 2`."""
+    return "".join(f"\n  {field}: {ours} has {one!r}, {theirs} has {other!r}" for field, one, other in differences)
 
 
 def _plain(value: Any) -> Any:
@@ -194,8 +220,8 @@ class StoreHeader:
         return seal_document({**self.identity, "store_id": self.store_id, "columns": columns})
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str = "store.json") -> StoreHeader:
-        document = open_document(data, name)
+    def from_bytes(cls, data: bytes, name: str = "store.json", repair: str = "") -> StoreHeader:
+        document = open_document(data, name, repair)
         store_id = document.pop("store_id", None)
         fields = _read(cls, document, name)
         columns = {key: ColumnSpec.from_json(value, name) for key, value in fields["columns"].items()}
@@ -269,8 +295,8 @@ class CommitRecord:
         return seal_document(self.to_json())
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str = "commit record") -> CommitRecord:
-        fields = _read(cls, open_document(data, name), name)
+    def from_bytes(cls, data: bytes, name: str = "commit record", repair: str = "") -> CommitRecord:
+        fields = _read(cls, open_document(data, name, repair), name)
         rows = tuple(RowRecord.from_json(row, name) for row in fields["rows"])
         return cls(**{**fields, "rows": rows})
 
@@ -290,5 +316,5 @@ class SealRecord:
         return seal_document(dict(vars(self)))
 
     @classmethod
-    def from_bytes(cls, data: bytes, name: str = "commits/index.json") -> SealRecord:
-        return cls(**_read(cls, open_document(data, name), name))
+    def from_bytes(cls, data: bytes, name: str = "commits/index.json", repair: str = "") -> SealRecord:
+        return cls(**_read(cls, open_document(data, name, repair), name))

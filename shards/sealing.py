@@ -17,26 +17,32 @@ if TYPE_CHECKING:
 
 
 def write_index(store: Store) -> None:
-    """Write everything that is derived from a complete store's commit records; the same bytes every time.
+    """Write everything that is derived from the commit records of the columns that are complete.
+
+    The same bytes every time. Columns that are still being filled take no part: readers of the others do not wait for
+    them. The caller holds the folder's lock, and has read store.json under it.
 
     Raises:
         CorruptionError: a shard file is gone or has another size than its record says.
     """
-    data = table_bytes(build_table(store.header, {name: _present_records(store, name) for name in store.columns}))
+    complete = [name for name in store.columns if not store.pending(name)]
+    publish_column_files(store.root, store.header)
+    if not complete:
+        atomic.remove_file(store.seal_path)
+        return
+    data = table_bytes(build_table(store.header, {name: _present_records(store, name) for name in complete}))
     seal = SealRecord(
         store_id=store.store_id,
-        columns={name: spec.column_id for name, spec in store.header.columns.items()},
+        columns={name: store.header.columns[name].column_id for name in complete},
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    with atomic.folder_lock(store.root):
-        publish_column_files(store.root, store.header)
-        if holds(store.index_path, data) and holds(store.seal_path, seal.to_bytes()):
-            return
-        # Without its record the index counts for nothing: no reader meets a new index with an old record.
-        atomic.remove_file(store.seal_path)
-        atomic.publish_bytes(store.index_path, data)
-        atomic.publish_bytes(store.seal_path, seal.to_bytes())
+    if holds(store.index_path, data) and holds(store.seal_path, seal.to_bytes()):
+        return
+    # Without its record the index counts for nothing: no reader meets a new index with an old record.
+    atomic.remove_file(store.seal_path)
+    atomic.publish_bytes(store.index_path, data)
+    atomic.publish_bytes(store.seal_path, seal.to_bytes())
 
 
 def _present_records(store: Store, column: str) -> Iterator[CommitRecord]:

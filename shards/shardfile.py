@@ -39,14 +39,21 @@ class ShardWriter:
     ) -> None:
         self._header, self._layout, self._producer = header, layout, producer
         self._expected = list(view_ids)
-        self._sink = _HashingSink(stream)
+        self._sink = HashingSink(stream)
         self._codec = get_codec(layout.column.codec)
         self._container = get_container(layout.column.container)
         self._file = self._container.writer(self._sink, layout)
         self._rows: list[RowRecord] = []
+        self.discarded = False
+        """Set it, and nothing is published after all."""
 
-    def add(self, view_id: int, features: NDArray[Any], *, pixels: str, decoder: str) -> None:
-        """Store a view's target.
+    @property
+    def rows(self) -> Sequence[RowRecord]:
+        """What came so far."""
+        return self._rows
+
+    def add(self, view_id: int, features: NDArray[Any], *, pixels: str, decoder: str) -> RowRecord:
+        """Store a view's target; returns its record, which says what coding cost.
 
         Args:
             features: float32 (N, D), finite.
@@ -78,15 +85,16 @@ class ShardWriter:
             decoder=decoder,
             **vars(error),
         )
-        self._append(row, payload.data)
+        return self._append(row, payload.data)
 
     def keep(self, row: RowRecord, payload: Buffer) -> None:
         """Store a row as it was: its record and payload from a shard that this one replaces."""
         self._expect(row.view_id)
         self._append(row, payload)
 
-    def _append(self, row: RowRecord, payload: Buffer) -> None:
+    def _append(self, row: RowRecord, payload: Buffer) -> RowRecord:
         self._rows.append(dataclasses.replace(row, offset=self._file.add(row, payload)))
+        return self._rows[-1]
 
     def fail(self, view_id: int, status: str, detail: str) -> None:
         """Record why a view has no target; `detail` must not depend on the machine (no absolute paths)."""
@@ -130,7 +138,7 @@ class ShardWriter:
             )
 
 
-class _HashingSink:
+class HashingSink:
     """Writes through to a stream and keeps the size and sha256 of what went by."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -164,37 +172,41 @@ def check_file(path: Path, record: CommitRecord, layout: ShardLayout) -> list[Fa
 
     Reads the file once (and its framing again), one row in memory at a time.
     """
-    with _opened(path, record) as (descriptor, faults):
+    faults: list[Fault] = []
+    with _opened(path, record, faults) as descriptor:
         if descriptor is not None:
             faults += _content_faults(descriptor, record, layout)
             faults += _framing_faults(descriptor, record, layout)
-        return faults
+    return faults
 
 
 def check_rows(path: Path, record: CommitRecord, rows: Sequence[RowRecord], layout: ShardLayout) -> list[Fault]:
     """Compare a shard file's size, and the payloads of some of its rows, to its record."""
-    with _opened(path, record) as (descriptor, faults):
+    faults: list[Fault] = []
+    with _opened(path, record, faults) as descriptor:
         if descriptor is not None:
-            for row in rows:
-                if problem := _payload_problem(os.pread(descriptor, row.length, row.offset), row, layout):
-                    faults.append(Fault(row.view_id, problem))
-        return faults
+            payloads = ((row, os.pread(descriptor, row.length, row.offset)) for row in rows)
+            problems = ((row.view_id, _payload_problem(payload, row, layout)) for row, payload in payloads)
+            faults.extend(Fault(view_id, problem) for view_id, problem in problems if problem)
+    return faults
 
 
 @contextlib.contextmanager
-def _opened(path: Path, record: CommitRecord) -> Iterator[tuple[int | None, list[Fault]]]:
-    """A descriptor of a file that exists with the right size; otherwise None, and the fault."""
+def _opened(path: Path, record: CommitRecord, faults: list[Fault]) -> Iterator[int | None]:
+    """A descriptor of a file that exists with the right size, otherwise None; what is wrong goes to `faults`."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
+        size = os.fstat(descriptor).st_size
     except FileNotFoundError:
-        yield None, [Fault(None, f"the file {record.file} is gone")]
+        faults.append(Fault(None, f"the file {record.file} is gone"))
+        yield None
         return
     try:
-        size = os.fstat(descriptor).st_size
-        if size == record.size:
-            yield descriptor, []
-        else:
-            yield None, [Fault(None, f"the file {record.file} has {size} bytes, its record says {record.size}")]
+        if size != record.size:
+            faults.append(Fault(None, f"the file {record.file} has {size} bytes, its record says {record.size}"))
+        yield descriptor if size == record.size else None
+    except OSError as error:  # a bad sector
+        faults.append(Fault(None, f"the file {record.file} cannot be read ({error.strerror})"))
     finally:
         os.close(descriptor)
 
@@ -276,6 +288,17 @@ class ShardFile:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
+
+    def payload(self, row: RowRecord) -> memoryview:
+        """A row's payload.
+
+        Raises:
+            CorruptionError: it does not match its crc32c.
+        """
+        payload = np.empty(row.length, np.uint8)
+        if not self.read_into(row.offset, [payload.data]) or google_crc32c.value(payload) != row.crc32c:
+            raise CorruptionError("the payload does not match its crc32c")
+        return payload.data
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> bool:
         """Fill buffers, one after the other, with the bytes from `offset`; False when the file ends before."""

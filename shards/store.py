@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.shards import atomic
 from mvd_offline.shards.codecs import get_codec
+from mvd_offline.shards.committing import publish_shard, settle, withdraw
 from mvd_offline.shards.containers import ShardLayout, get_container
 from mvd_offline.shards.creation import (
     plan_views,
@@ -35,16 +37,22 @@ from mvd_offline.shards.errors import (
     IdentityError,
     MissingRowError,
     NotSealedError,
+    make_missing,
     repair_shard,
+    restore_identity,
+    write_derived,
 )
 from mvd_offline.shards.index import ColumnIndex, build_table, column_index, read_table
 from mvd_offline.shards.reader import RowReader
-from mvd_offline.shards.schema import STATUSES, CommitRecord, RowRecord, SealRecord, StoreHeader, first_difference
+from mvd_offline.shards.schema import CommitRecord, RowRecord, SealRecord, StoreHeader, all_differences
 from mvd_offline.shards.sealing import write_index
 from mvd_offline.shards.shardfile import ShardWriter, check_file, forget_cached_pages
+from mvd_offline.shards.space import full_disk_explained
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_SHARD_NUMBER: Final = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")
 
 __all__ = ["ShardWriter", "Store", "create_store", "open_store"]
 
@@ -77,11 +85,9 @@ def open_store(root: str | Path, *, sealed: bool = True, columns: Sequence[str] 
     """
     root = Path(root)
     store = Store(root, read_header(root))
-    if hashlib.sha256(read_file(store.plan_path)).hexdigest() != store.header.plan_sha256:
-        raise CorruptionError(
-            f"{store.plan_path}: the file does not match the sha256 in store.json. Restore it from a copy, or "
-            "remove it and run `mvd-offline plan` again with the recipe and the catalog that the store was made with."
-        )
+    repair = restore_identity(root)
+    if hashlib.sha256(read_file(store.plan_path, repair)).hexdigest() != store.header.plan_sha256:
+        raise CorruptionError(f"{store.plan_path}: the file does not match the sha256 in store.json. {repair}")
     if sealed:
         store.require_sealed(store.checked_columns(columns))
     return store
@@ -154,6 +160,10 @@ class Store:
     def record_path(self, column: str, shard: int) -> Path:
         return self.root / "commits" / column / f"{shard:06d}.json"
 
+    def next_record_path(self, column: str, shard: int) -> Path:
+        """Where the new record stands while a shard is exchanged."""
+        return self.record_path(column, shard).with_suffix(".next")
+
     @property
     def index_path(self) -> Path:
         return self.root / "index.parquet"
@@ -170,13 +180,31 @@ class Store:
             raise MissingRowError(f"{self.root} has no column {', '.join(unknown)}; it has {', '.join(self.columns)}.")
         return names
 
+    def require_columns(self) -> None:
+        """Raises IdentityError when a column was dropped or exchanged since the store was opened."""
+        now = read_header(self.root).columns
+        lost = [name for name, spec in self.header.columns.items() if name not in now or now[name] != spec]
+        if lost:
+            raise IdentityError(
+                f"{self.root}: column {', '.join(lost)} was dropped while this run was at work. Run it again; it goes "
+                "on with the columns that are left."
+            )
+
     # ---- what is done --------------------------------------------------------------------------------------------
 
     def committed(self, column: str) -> set[int]:
-        """Shards whose commit record exists."""
+        """Shards whose commit record exists, and is not being exchanged."""
         (name,) = self.checked_columns([column])
+        found: dict[str, set[int]] = {".json": set(), ".next": set()}
         folder = self.root / "commits" / name
-        return {int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()}
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.suffix in found and _SHARD_NUMBER.fullmatch(path.stem):
+                found[path.suffix].add(int(path.stem))
+        return found[".json"] - found[".next"]
+
+    def is_committed(self, column: str, shard: int) -> bool:
+        """Whether the shard is among `committed`, without looking at the others."""
+        return self.record_path(column, shard).exists() and not self.next_record_path(column, shard).exists()
 
     def pending(self, column: str) -> list[int]:
         """Shards that are still to be written, ascending."""
@@ -186,9 +214,10 @@ class Store:
     def record(self, column: str, shard: int) -> CommitRecord:
         """The commit record of a shard, checked to be this store's."""
         path = self.record_path(column, shard)
-        if not path.exists():
-            raise MissingRowError(f"column {column}, shard {shard} is not committed: run `mvd-offline extract STORE`.")
-        record = CommitRecord.from_bytes(read_file(path), str(path))
+        if not self.is_committed(column, shard):
+            raise MissingRowError(f"column {column}, shard {shard} is not committed. {make_missing(self.root)}")
+        repair = repair_shard(self.root)
+        record = CommitRecord.from_bytes(read_file(path, repair), str(path), repair)
         expected = {
             "store_id": self.store_id,
             "column": column,
@@ -196,12 +225,9 @@ class Store:
             "shard": shard,
             "file": self.shard_path(column, shard).name,
         }
-        if difference := first_difference({key: getattr(record, key) for key in expected}, expected):
-            field, found, wanted = difference
-            raise IdentityError(
-                f"{path}: {field} is {found!r} where {wanted!r} belongs: the record comes from elsewhere. "
-                f"{repair_shard(self.root)}"
-            )
+        if differences := all_differences({key: getattr(record, key) for key in expected}, expected):
+            wrong = ", ".join(f"{field} is {found!r} where {wanted!r} belongs" for field, found, wanted in differences)
+            raise IdentityError(f"{path}: {wrong}: the record comes from elsewhere. {repair}")
         return record
 
     @cached_property
@@ -209,11 +235,11 @@ class Store:
         """What the index covers; None for a store that is not sealed. Read once; see `refresh`."""
         if not self.seal_path.exists():
             return None
-        seal = SealRecord.from_bytes(read_file(self.seal_path), str(self.seal_path))
+        repair = write_derived(self.root)
+        seal = SealRecord.from_bytes(read_file(self.seal_path, repair), str(self.seal_path), repair)
         if seal.store_id != self.store_id:
             raise IdentityError(
-                f"{self.seal_path}: made for store {seal.store_id[:12]}, this is {self.store_id[:12]}. "
-                "Run `mvd-offline shards seal STORE`, which writes it anew."
+                f"{self.seal_path}: made for store {seal.store_id[:12]}, this is {self.store_id[:12]}. {repair}"
             )
         return seal
 
@@ -261,25 +287,29 @@ class Store:
 
         Args:
             producer: software and device that compute the targets, with versions.
-            replace: allow a shard that is committed already; it is uncommitted while it is exchanged, and the store
-                must be sealed again.
+            replace: allow a shard that is committed already. It is uncommitted while it is exchanged, at the very
+                end; whenever that is interrupted, `settle` finds the old or the new shard whole. The store must be
+                sealed again.
 
         Raises:
             CommitError: the shard is committed already, or its rows are not the plan's.
             CorruptionError: the file does not read back as it was written; nothing is published.
+            DiskFullError: there is no room for it.
         """
         (column,) = self.checked_columns([column])
         if not 0 <= shard < self.shard_count:
             raise CommitError(f"shard {shard} does not exist; {self.root} has shards 0 to {self.shard_count - 1}")
-        if not replace and self.record_path(column, shard).exists():
+        if not replace and self.is_committed(column, shard):
             raise CommitError(
                 f"column {column}, shard {shard} is committed already; pass replace=True to make it again"
             )
         layout = self.layout(column, shard)
-        with atomic.temporary_file(self.shard_path(column, shard)) as temporary:
+        with full_disk_explained(self), atomic.temporary_file(self.shard_path(column, shard)) as temporary:
             views = self.shard_view_ids(shard).tolist()
             writer = ShardWriter(self.header, layout, views, temporary.stream, producer)
             yield writer
+            if writer.discarded:
+                return
             record = writer.finish()
             temporary.flush_to_disk()
             forget_cached_pages(temporary.path)
@@ -287,11 +317,10 @@ class Store:
             if faults:
                 raise CorruptionError(
                     f"column {column}, shard {shard}: the file does not read back as it was written "
-                    f"({faults[0].what}). Nothing was published. Check the disk, then run `mvd-offline extract` again."
+                    f"({faults[0].what}). Nothing was published. Check the disk, then run "
+                    f"`mvd-offline extract {self.root}` again."
                 )
-            self.withdraw(column, shard)
-            temporary.publish()
-        atomic.publish_bytes(self.record_path(column, shard), record.to_bytes())
+            publish_shard(self, temporary, record)
         self.refresh()
 
     def withdraw(self, column: str, shard: int) -> bool:
@@ -299,42 +328,11 @@ class Store:
 
         Returns whether it was committed.
         """
-        self._unseal(column)
-        committed = self.record_path(column, shard).exists()
-        atomic.remove_file(self.record_path(column, shard))
-        self.refresh()
-        return committed
+        return withdraw(self, column, shard)
 
-    def _unseal(self, column: str) -> None:
-        """Remove a seal that covers the column: its index would be out of date."""
-        try:
-            covered = self.seal_record is not None and column in self.seal_record.columns
-        except (CorruptionError, IdentityError):
-            covered = True  # a seal that cannot be read protects nothing
-        if covered:
-            atomic.remove_file(self.seal_path)
-
-    def reopen_rows(self, statuses: Sequence[str], *, among: Container[int] | None = None) -> list[tuple[str, int]]:
-        """Withdraw every shard that holds a row of one of these statuses; returns (column, shard) of each.
-
-        Args:
-            among: views that count; all of them when None.
-        """
-        unknown = [status for status in statuses if status not in STATUSES[1:]]
-        if unknown:
-            raise CommitError(f"status {', '.join(unknown)} cannot be retried; allowed: {', '.join(STATUSES[1:])}")
-        reopened = [
-            (column, shard)
-            for column in self.columns
-            for shard in sorted(self.committed(column))
-            if any(
-                row.status in statuses and (among is None or row.view_id in among)
-                for row in self.record(column, shard).rows
-            )
-        ]
-        for column, shard in reopened:
-            self.withdraw(column, shard)
-        return reopened
+    def settle(self, column: str, shard: int) -> None:
+        """Finish or take back an exchange of a shard that a killed writer left half done."""
+        settle(self, column, shard)
 
     def clean_temporary(self) -> list[Path]:
         """Remove what killed writers left behind; files of living writers stay. Returns what was removed."""
@@ -362,7 +360,9 @@ class Store:
                 f"{self.root} cannot be sealed, shards are missing: {'; '.join(missing)}. "
                 f"Run `mvd-offline extract {self.root}`, which makes only these."
             )
-        write_index(self)
+        with atomic.folder_lock(self.root):
+            # Others may have added or dropped a column since this store was opened.
+            write_index(Store(self.root, read_header(self.root)))
         self.refresh()
 
     # ---- reading -------------------------------------------------------------------------------------------------
@@ -387,7 +387,8 @@ class Store:
         """Targets as they are stored (see `codecs`): (len(view_ids), *codec.shape) in the codec's dtype.
 
         Args:
-            out: an array of that shape and dtype to fill and return.
+            out: an array of that shape and dtype to fill and return. Best one that an earlier call returned: writing
+                to new memory takes several times as long.
 
         Raises like `read`.
         """
@@ -395,16 +396,24 @@ class Store:
         return self._reader.rows(self.status(column), np.asarray(view_ids, np.int64).reshape(-1), out)
 
     def read_tokens(
-        self, column: str, view_ids: Sequence[int] | NDArray[Any], token_index: NDArray[Any]
+        self,
+        column: str,
+        view_ids: Sequence[int] | NDArray[Any],
+        token_index: NDArray[Any],
+        *,
+        out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
         """Some tokens of each view as they are stored, for `token_index` (B, M): (B, M, columns) in the codec's dtype.
 
         The codec's `extra_rows`, which decoding needs, follow the M tokens. Raises like `read`; a row is read and
         checked whole before its tokens are taken.
+
+        Args:
+            out: an array of that shape and dtype to fill and return.
         """
         (column,) = self.checked_columns([column])
         ids, tokens = np.asarray(view_ids, np.int64).reshape(-1), np.asarray(token_index, np.int64)
-        return self._reader.tokens(self.status(column), ids, tokens)
+        return self._reader.tokens(self.status(column), ids, tokens, out)
 
     def status(self, column: str) -> ColumnIndex:
         """The column's ledger as arrays. A column that is not sealed shows what is committed so far."""
@@ -415,7 +424,7 @@ class Store:
             else:
                 records = (self.record(column, shard) for shard in sorted(self.committed(column)))
                 table = build_table(self.header, {column: records})
-            self._indices[column] = column_index(table, self.header, column)
+            self._indices[column] = column_index(table, self.header, column, self.root)
         return self._indices[column]
 
     def ok_rows(self, columns: Sequence[str] | None = None) -> NDArray[np.int64]:
@@ -427,7 +436,10 @@ class Store:
 
     def pixels_of(self, view_id: int) -> RowRecord:
         """A record of this view with the hash of its pixels and who decoded them: from the first column that has it."""
-        records = [self.status(name).row(view_id) for name in self.columns]
+        # A column that is still being filled would have all its records read, to say the same.
+        names = [name for name in self.columns if self.is_indexed(name)] or self.columns
+        ledgers = [ledger for name in names if view_id in (ledger := self.status(name))] or [self.status(names[0])]
+        records = [ledger.row(view_id) for ledger in ledgers]
         return next((record for record in records if record.status == "ok"), records[0])
 
     def pixel_hash(self, view_id: int) -> str:
@@ -437,4 +449,5 @@ class Store:
     @cached_property
     def _index_table(self) -> pa.Table:
         assert self.seal_record is not None
-        return read_table(read_file(self.index_path), self.header, self.seal_record)
+        repair = write_derived(self.root)
+        return read_table(read_file(self.index_path, repair), self.header, self.seal_record, repair)

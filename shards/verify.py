@@ -13,16 +13,27 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 from mvd_offline.shards import atomic
-from mvd_offline.shards.creation import column_files, read_file
-from mvd_offline.shards.errors import MvdError, NotAStoreError, StoreError, repair_shard
+from mvd_offline.shards.creation import LOCAL_FILE, column_files, read_file
+from mvd_offline.shards.errors import (
+    CorruptionError,
+    MissingRowError,
+    MvdError,
+    NotAStoreError,
+    StoreError,
+    make_missing,
+    repair_shard,
+    restore_identity,
+    write_derived,
+)
 from mvd_offline.shards.index import join_batches, read_table, record_batch
-from mvd_offline.shards.schema import CommitRecord, StoreHeader
+from mvd_offline.shards.schema import QUARANTINE, CommitRecord, SealRecord, StoreHeader
 from mvd_offline.shards.shardfile import check_file, check_rows
 from mvd_offline.shards.store import Store
 
@@ -32,13 +43,22 @@ if TYPE_CHECKING:
 Level = Literal["quick", "sample", "full"]
 LEVELS: Final[tuple[Level, ...]] = ("quick", "sample", "full")
 
-_PLAN: Final = (
-    "Restore the file from a copy, or remove it and run `mvd-offline plan` again with the recipe and the catalog that "
-    "the store was made with; its shards are kept."
-)
-_SEAL: Final = "Run `mvd-offline shards seal STORE`, which writes it anew."
-_EXTRACT: Final = "Run `mvd-offline extract STORE`, which makes only what is missing."
-_REMOVE: Final = "Remove it, or move it elsewhere."
+
+class Remedy(StrEnum):
+    """How a finding is put right; see `repair`."""
+
+    remake = "remake"
+    """The shard is put aside, and made again by `extract`."""
+    set_aside = "set_aside"
+    """The file is no part of the store: it is put aside."""
+    rewrite = "rewrite"
+    """The file follows from the commit records, and is written anew."""
+    clean = "clean"
+    """A killed writer's temporary file, which is removed."""
+    extract = "extract"
+    """Something is not there yet."""
+    restore = "restore"
+    """Nothing in the store can replace the file."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +69,11 @@ class Finding:
     shard: int | None
     row: int | None
     what: str
+    remedy: Remedy
     repair: str
-    is_damaged_shard: bool = False
-    """Whether making the shard again repairs it."""
+    """The remedy in words, with the command."""
+    path: str = ""
+    """Below the store's folder: the file that `set_aside` is about."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +88,19 @@ class VerifyReport:
     rows_checked: int
     """Payloads read and compared to their crc32c."""
     bytes_read: int
+    quarantine_files: int
+    """What `--repair` put aside and nobody has removed yet: files, and their bytes. They are not looked into."""
+    quarantine_bytes: int
 
     @property
     def ok(self) -> bool:
         return not self.findings
+
+    @property
+    def damaged_shards(self) -> list[tuple[str, int]]:
+        """(column, shard) of each shard that must be made again."""
+        found = {(f.column, f.shard) for f in self.findings if f.remedy is Remedy.remake and f.shard is not None}
+        return sorted(found)
 
 
 def verify(
@@ -91,23 +122,20 @@ def verify(
     """
     if level not in LEVELS:
         raise StoreError(f"level {level!r} is unknown; known: {', '.join(LEVELS)}")
-    check = _Check(Path(root), level, sample_rows, seed, on_shard or (lambda done, total: None))
+    root = Path(root)
+    check = _Check(root, level, sample_rows, seed, on_shard or (lambda done, total: None))
     findings = tuple(check.run())
-    return VerifyReport(level, check.store_id, findings, check.shards, check.rows, check.bytes_read)
-
-
-def withdraw_damaged(root: str | Path, report: VerifyReport) -> list[tuple[str, int]]:
-    """Withdraw the commits of the shards that a report found damaged, so that `extract` makes them again.
-
-    Returns (column, shard) of each.
-    """
-    damaged = sorted({(f.column, f.shard) for f in report.findings if f.shard is not None and f.is_damaged_shard})
-    if damaged:
-        root = Path(root)
-        store = Store(root, StoreHeader.from_bytes(read_file(root / "store.json"), "store.json"))
-        for column, shard in damaged:
-            store.withdraw(column, shard)
-    return damaged
+    aside = [path for path in (root / QUARANTINE).rglob("*") if path.is_file()]
+    return VerifyReport(
+        level=level,
+        store_id=check.store_id,
+        findings=findings,
+        shards_checked=check.shards,
+        rows_checked=check.rows,
+        bytes_read=check.bytes_read,
+        quarantine_files=len(aside),
+        quarantine_bytes=sum(path.stat().st_size for path in aside),
+    )
 
 
 class _Check:
@@ -126,12 +154,16 @@ class _Check:
             raise NotAStoreError(f"{self.root} holds no store (no store.json).")
         try:
             self.store = Store(self.root, StoreHeader.from_bytes(read_file(path), str(path)))
-        except MvdError as error:
-            yield Finding("", None, None, f"store.json cannot be used, so nothing else was checked: {error}", _PLAN)
+        except CorruptionError as error:
+            yield self._lost(f"store.json cannot be used, so nothing else was checked: {error}")
+            return
+        except StoreError as error:  # another release's
+            what = "store.json cannot be used, so nothing else was checked"
+            yield Finding("", None, None, what, Remedy.restore, str(error))
             return
         self.store_id = self.store.store_id
         self._pixels = np.zeros(self.store.header.rows, np.uint64)
-        self._batches: list[pa.RecordBatch] = []
+        self._batches: dict[tuple[str, int], pa.RecordBatch] = {}
         yield from self._identity()
         for column in self.store.columns:
             yield from self._column(column)
@@ -143,10 +175,10 @@ class _Check:
         plan = _content(self.store.plan_path)
         self._plan_is_good = plan is not None and hashlib.sha256(plan).hexdigest() == header.plan_sha256
         if not self._plan_is_good:
-            yield Finding("", None, None, "plan.parquet is gone or does not match its sha256 in store.json", _PLAN)
+            yield self._lost("plan.parquet is gone or does not match its sha256 in store.json")
         for name, data in column_files(header).items():
             if _content(self.root / name) != data:
-                yield Finding(name.split("/")[0], None, None, f"{name} is gone or altered", _SEAL)
+                yield self._derived(f"{name} is gone or altered", name.split("/")[0])
 
     # ---- one column ----------------------------------------------------------------------------------------------
 
@@ -154,17 +186,19 @@ class _Check:
         store = self.store
         if pending := store.pending(column):
             what = f"{len(pending)} of {store.shard_count} shards are not committed, the first is shard {pending[0]}"
-            yield Finding(column, pending[0], None, what, _EXTRACT)
+            yield Finding(column, pending[0], None, what, Remedy.extract, make_missing(self.root))
         committed = sorted(shard for shard in store.committed(column) if shard < store.shard_count)
         sampled = self._sampled_rows(column)
         for done, shard in enumerate(committed):
             self.on_shard(done, len(committed))
             try:
                 record = store.record(column, shard)
+            except MissingRowError:
+                continue  # taken back since the folder was listed
             except MvdError as error:
                 yield self._damaged(column, shard, None, f"the commit record cannot be used: {error}")
                 continue
-            self._batches.append(record_batch(record))
+            self._batches[column, shard] = record_batch(record)
             yield from self._record(record)
             yield from self._file(record, sampled)
 
@@ -191,10 +225,8 @@ class _Check:
                     yield self._damaged(record.column, record.shard, row.view_id, what)
 
     def _file(self, record: CommitRecord, sampled: set[int]) -> Iterator[Finding]:
-        path, layout = (
-            self.store.shard_path(record.column, record.shard),
-            self.store.layout(record.column, record.shard),
-        )
+        path = self.store.shard_path(record.column, record.shard)
+        layout = self.store.layout(record.column, record.shard)
         ok = [row for row in record.rows if row.status == "ok"]
         if self.level == "full":
             faults = check_file(path, record, layout)
@@ -207,9 +239,6 @@ class _Check:
         for fault in faults:
             yield self._damaged(record.column, record.shard, fault.row, fault.what)
 
-    def _damaged(self, column: str, shard: int, row: int | None, what: str) -> Finding:
-        return Finding(column, shard, row, what, repair_shard(self.root), is_damaged_shard=True)
-
     # ---- the whole -----------------------------------------------------------------------------------------------
 
     def _index(self) -> Iterator[Finding]:
@@ -220,38 +249,75 @@ class _Check:
             seal = store.seal_record
             if seal is None:
                 if complete:
-                    yield Finding("", None, None, "every shard is committed, but the store is not sealed", _SEAL)
+                    yield self._derived("every shard is committed, but the store is not sealed")
                 return
-            table = read_table(read_file(store.index_path), store.header, seal)
+            table = read_table(read_file(store.index_path), store.header, seal, repair="")
         except MvdError as error:
-            yield Finding("", None, None, f"the index cannot be used: {error}", _SEAL)
+            yield self._derived(f"the index cannot be used: {error}")
             return
-        covered = sorted(column for column in seal.columns if column in store.columns)
-        batches = [batch for batch in self._batches if batch.num_rows and batch["column"][0].as_py() in covered]
-        if not join_batches(store.header, covered, batches).equals(table, check_metadata=True):
-            yield Finding("", None, None, "index.parquet differs from the commit records", _SEAL)
+        if not self._agrees(seal, table):
+            yield self._derived("index.parquet differs from the commit records")
         elif complete and not store.sealed:
-            yield Finding("", None, None, "every shard is committed, but not every column is in the index", _SEAL)
+            yield self._derived("every shard is committed, but not every column is in the index")
+
+    def _agrees(self, seal: SealRecord, table: pa.Table) -> bool:
+        """Whether the index is what follows from the records; of shards that have no usable record nothing is said."""
+        covered = sorted(column for column in seal.columns if column in self.store.columns)
+        shards = [(column, shard) for column in covered for shard in range(self.store.shard_count)]
+        if lost := set(shards) - self._batches.keys():
+            places = zip(table["column"].to_pylist(), table["shard"].to_pylist(), strict=True)
+            table = table.filter([place not in lost for place in places])
+        batches = [self._batches[place] for place in shards if place in self._batches]
+        expected = join_batches(self.store.header, covered, batches)
+        return bool(expected.equals(table.cast(expected.schema)))
 
     def _strays(self) -> Iterator[Finding]:
-        """Files inside the store's folders that are no part of it; temporary ones of living writers are."""
-        store = self.store
-        described = set(column_files(store.header))
-        for column in store.columns:
-            shards = range(store.shard_count)
-            known = {store.shard_path(column, shard) for shard in shards}
-            known |= {store.record_path(column, shard) for shard in shards}
-            known |= {self.root / name for name in described}
-            for folder in (self.root / column, self.root / "commits" / column):
-                for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                    if path not in known and not path.name.startswith(atomic.TEMPORARY_PREFIX):
-                        name = path.relative_to(self.root).as_posix()
-                        yield Finding(column, None, None, f"{name} is no part of the store", _REMOVE)
-        for folder in store.folders():
+        """Files inside the store's folder that are no part of it; temporary ones of living writers are."""
+        for path in self._foreign_files():
+            name = path.relative_to(self.root).as_posix()
+            column = next((part for part in path.relative_to(self.root).parts if part in self.store.columns), "")
+            repair = f"Move it elsewhere, or run `mvd-offline shards verify {self.root} --repair`, which puts it aside."
+            yield Finding(column, None, None, f"{name} is no part of the store", Remedy.set_aside, repair, name)
+        for folder in self.store.folders():
             for path in atomic.abandoned_files(folder):
-                name = path.relative_to(self.root).as_posix()
-                yield Finding("", None, None, f"{name} was left behind by a killed writer", _EXTRACT)
+                what = f"{path.relative_to(self.root).as_posix()} was left behind by a killed writer"
+                repair = f"Run `mvd-offline extract {self.root}`, which removes it."
+                yield Finding("", None, None, what, Remedy.clean, repair)
+
+    def _foreign_files(self) -> Iterator[Path]:
+        store, root = self.store, self.root
+        known = {root / name for name in ("store.json", LOCAL_FILE, QUARANTINE, *column_files(store.header))}
+        known |= {store.plan_path, store.index_path, store.seal_path, *store.folders()}
+        for column in store.columns:
+            for shard in range(store.shard_count):
+                known |= {store.shard_path(column, shard), store.record_path(column, shard)}
+                known.add(store.next_record_path(column, shard))
+        for folder in store.folders():
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if path not in known and not path.name.startswith(atomic.TEMPORARY_PREFIX):
+                    yield path
+
+    # ---- findings ------------------------------------------------------------------------------------------------
+
+    def _damaged(self, column: str, shard: int, row: int | None, what: str) -> Finding:
+        return self._finding(column, shard, row, what, Remedy.remake, repair_shard(self.root))
+
+    def _derived(self, what: str, column: str = "") -> Finding:
+        return self._finding(column, None, None, what, Remedy.rewrite, write_derived(self.root))
+
+    def _lost(self, what: str) -> Finding:
+        return self._finding("", None, None, what, Remedy.restore, restore_identity(self.root))
+
+    def _finding(
+        self, column: str, shard: int | None, row: int | None, what: str, remedy: Remedy, repair: str
+    ) -> Finding:
+        # An error that was caught ends with the same advice.
+        return Finding(column, shard, row, what.removesuffix(repair).rstrip(" ."), remedy, repair)
 
 
 def _content(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+    """What a file holds; None when it is gone or cannot be read."""
+    try:
+        return read_file(path)
+    except CorruptionError:
+        return None

@@ -33,8 +33,9 @@ class Meter:
 class Stopwatch:
     """Wall-clock seconds by phase since the last line."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        """`seconds` is added to, if it is given."""
+        self.seconds: dict[str, float] = {} if seconds is None else seconds
         self._mark = time.perf_counter()
 
     def lap(self, phase: str) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zarr
 from numpy.typing import NDArray
 from small_stores import (
     DECODER,
@@ -24,6 +23,7 @@ from small_stores import (
     files_of,
     fill,
     hash_of,
+    header_of,
     new_store,
     write,
 )
@@ -176,6 +176,44 @@ def test_a_store_can_be_read_by_spawned_and_forked_processes(store: Store, colum
     subprocess.run([sys.executable, str(script)], check=True, timeout=60)
 
 
+LOADER = """
+    import sys
+    import numpy as np, torch
+    from torch.utils.data import DataLoader, Dataset
+    from mvd_offline.shards import open_store
+    from mvd_offline.training.memory import batch_memory
+    class Batches(Dataset):
+        def __init__(self, store):
+            self.store = store
+        def __getitem__(self, ids):
+            row = self.store.read_coded("video", ids[:1])[0]
+            batch, array = batch_memory((len(ids), *row.shape), row.dtype)
+            self.store.read_coded("video", ids, out=array)
+            return batch
+    if __name__ == "__main__":
+        store = open_store(sys.argv[1])
+        batches = [[0, 1, 3], [11, 4], [5], [10, 8, 0, 3]]
+        for method in ("fork", "spawn"):
+            loader = DataLoader(Batches(store), sampler=batches, batch_size=None, num_workers=2,
+                                multiprocessing_context=method)
+            for ids, batch in zip(batches, loader, strict=True):
+                assert batch.is_shared(), "read where only the loader process sees it, then copied"
+                assert np.array_equal(batch.numpy(), store.read_coded("video", ids))
+        here, array = batch_memory((3, 2), np.dtype(np.uint16))
+        array[:] = 7
+        assert not here.is_shared() and here.dtype is torch.uint16 and bool((here.int() == 7).all())
+"""
+
+
+def test_loader_processes_read_into_memory_that_the_training_process_shares(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "store", [column_of(codec="int8")], view_ids=VIEWS, rows_per_shard=4)
+    fill(store)
+    store.seal()
+    script = tmp_path / "loader.py"
+    script.write_text(textwrap.dedent(LOADER))
+    subprocess.run([sys.executable, str(script), str(store.root)], check=True, timeout=120)
+
+
 def test_more_files_than_are_kept_open_can_be_read(tmp_path: Path) -> None:
     column = column_of()
     store = new_store(tmp_path / "store", [column], view_ids=range(150), rows_per_shard=1)
@@ -183,44 +221,6 @@ def test_more_files_than_are_kept_open_can_be_read(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     np.testing.assert_array_equal(store.read(range(150))["video"], stored(list(range(150)), column))
     assert len(os.listdir("/proc/self/fd")) <= before + OPEN_FILES < before + 150
-
-
-# ---- reading without our code ------------------------------------------------------------------------------------
-
-
-def test_stock_zarr_reads_the_same_values(store: Store, column: ColumnSpec) -> None:
-    if column.container != "zarr":
-        pytest.skip("not a zarr column")
-    array = zarr.open_array(store.root / "video", mode="r")
-    codec = get_codec(column.codec)
-    assert array.shape == (14, *codec.shape(TOKENS, WIDTH))
-    np.testing.assert_array_equal(array[:][OK], coded(OK, column))
-    np.testing.assert_array_equal(array[11], coded([11], column)[0])
-    assert absent(array[:][[2, 6, 7, 9, 12, 13]], column)
-
-
-def test_stock_zarr_reads_what_is_committed_so_far(empty: Store, column: ColumnSpec) -> None:
-    if column.container != "zarr":
-        pytest.skip("not a zarr column")
-    write(empty, "video", 1)
-    array = zarr.open_array(empty.root / "video", mode="r")
-    np.testing.assert_array_equal(array[4:6], coded([4, 5], column))
-    assert absent(array[8:], column)
-
-
-def absent(values: NDArray[np.generic], column: ColumnSpec) -> bool:
-    """Whether these are no values that a payload can hold."""
-    if column.codec == "int8":
-        return bool((values == -128).all())
-    return bool(np.isnan(get_codec(column.codec).decode(values)).all())
-
-
-def test_stock_zarr_finds_a_flipped_bit(store: Store, column: ColumnSpec) -> None:
-    if column.container != "zarr":
-        pytest.skip("not a zarr column")
-    flip_bit(store.shard_path("video", 0), store.status("video").row(1).offset)
-    with pytest.raises(Exception, match="checksum"):
-        zarr.open_array(store.root / "video", mode="r")[1]
 
 
 def test_the_recorded_offset_and_length_give_the_payload(store: Store, column: ColumnSpec) -> None:
@@ -309,16 +309,6 @@ def test_a_committed_shard_is_rewritten_only_when_asked(store: Store) -> None:
         open_store(store.root)
     store.seal()
     assert 2 in open_store(store.root).ok_rows()
-
-
-def test_rows_that_failed_can_be_tried_again(store: Store, column: ColumnSpec) -> None:
-    assert store.reopen_rows(["timeout", "unreadable"]) == [("video", 0), ("video", 2)]
-    assert store.pending("video") == [0, 2]
-    fill(store, {12: "too_short", 13: "missing"})
-    store.seal()
-    assert store.ok_rows().tolist() == list(VIEWS[:-2])
-    with pytest.raises(CommitError, match="status ok cannot be retried"):
-        store.reopen_rows(["ok"])
 
 
 def test_a_file_that_does_not_read_back_is_not_published(empty: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -499,6 +489,21 @@ def test_another_store_in_the_same_folder_is_refused_with_the_field(tmp_path: Pa
     with pytest.raises(IdentityError, match=field):
         create_store(store.root, other, store.plan_path.read_bytes())
     assert files_of(store.root) == before
+
+
+def test_another_store_is_refused_with_all_that_differs_what_was_chosen_first(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "store", [column_of(codec="float16")], view_ids=VIEWS, rows_per_shard=4)
+    plan = store.plan_path.read_bytes()
+    changed = column_of(codec="int8", container="tar")
+    other = header_of(plan, [changed], rows=20, rows_per_shard=4, stride=2)
+    with pytest.raises(IdentityError) as caught:
+        create_store(store.root, other, plan)
+    assert str(caught.value).splitlines()[1:-1] == [
+        "  columns.video.codec: recipe has 'int8', store has 'float16'",
+        "  columns.video.container: recipe has 'tar', store has 'zarr'",
+        "  view.stride: recipe has 2, store has 4",
+        "  rows: recipe has 20, store has 14",
+    ]
 
 
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from small_runs import fill, make_store, metrics, once, plan_small, scan_videos,
 from torch import Tensor
 
 from mvd_offline.cli.main import main
-from mvd_offline.distill import DistillTask, distill
+from mvd_offline.distill import DistillTask, check_store, distill
 from mvd_offline.errors import PixelMismatchError
 from mvd_offline.models import load_student
-from mvd_offline.shards import open_store
+from mvd_offline.shards import IdentityError, open_store
 from mvd_offline.targets import open_targets
 from mvd_offline.training.loop import batches_of
 from mvd_offline.training.optim import build_optimizer, set_learning_rate
@@ -185,27 +185,45 @@ def test_a_recipe_may_compile_the_student_without_renaming_its_parameters(store:
 
 
 @pytest.mark.parametrize(
-    ("changes", "field"),
+    "changes",
     [
-        ({"view.seed": 1}, "view.seed"),
-        ({"view.frames": 8}, "view.frames"),
-        ({"view.crop": "center"}, "view.crop"),
-        ({"view.groups": 1}, "view.groups"),
-        ({"teachers.video.weights": "random:vit_tiny:3"}, "teachers.video.sha256"),
-        ({"teachers.video.heads": 6}, "teachers.video.heads"),
-        ({"teachers.image.precision": "bfloat16"}, "teachers.image.precision"),
-        ({"store.codec": "float16"}, "store.codec"),
-        ({"store.rows_per_shard": 8}, "store.rows_per_shard"),
-        ({"store.batch_rows": 4}, "store.batch_rows"),
+        {"view.stride": 1},
+        {"view.seed": 1},
+        {"view.frames": 8},
+        {"view.crop": "center"},
+        {"view.groups": 1},
+        {"teachers.video.weights": "random:vit_tiny:3"},
+        {"teachers.video.heads": 6},
+        {"teachers.image.precision": "bfloat16"},
+        {"store.codec": "float16"},
+        {"store.container": "tar"},
+        {"store.rows_per_shard": 8},
+        {"store.batch_rows": 4},
+        {"view.seed": 1, "view.stride": 4, "store.codec": "int8", "teachers.image.heads": 1, "teachers.video.heads": 6},
     ],
+    ids=lambda changes: "+".join(changes),
 )
-def test_a_store_that_differs_from_the_recipe_is_refused_by_the_dotted_field(
-    changes: dict[str, Any], field: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_store_that_differs_from_the_recipe_is_refused_by_every_field(
+    changes: dict[str, Any], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_cli(write_recipe(tmp_path / "r.yaml", changes), store, tmp_path / "run") == 1
 
-    assert one_paragraph(capsys.readouterr().err).startswith(f"error: {field}: the recipe has ")
+    error = capsys.readouterr().err
+    assert one_paragraph(error).endswith("was not made for this recipe:")
+    fields = re.findall(r"^  ([\w.]+): recipe has .+, store has .+$", error, re.MULTILINE)
+    renamed = {"teachers.video.weights": "teachers.video.sha256"}
+    assert sorted(fields) == sorted(renamed.get(field, field) for field in changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_store_whose_coding_cost_more_than_the_recipe_allows_is_refused(made: Path, tmp_path: Path) -> None:
+    changes = {"store.codec": "int8", "view.groups": 1}
+    store = open_store(fill(plan_small(made / "catalog.parquet", tmp_path / "store", changes)))
+    worst = float(max(store.status(name).coding["relative_error"].max() for name in store.columns))
+
+    check_store(small_recipe({**changes, "store.max_relative_error": worst * 1.01}), store)
+    with pytest.raises(IdentityError, match=rf"\n  store\.max_relative_error: recipe has 0\.\d+, store has {worst}\n"):
+        check_store(small_recipe({**changes, "store.max_relative_error": worst * 0.99}), store)
 
 
 def test_a_run_does_not_go_on_with_the_store_of_another_plan(

@@ -1,4 +1,4 @@
-"""`plan` says what a store will cost; `bench step` times it; `demo` is there."""
+"""`plan` says what a store will cost; `bench step` times it, `bench read` its reading; `demo` is there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mvd_offline.bench.read import CODECS
 from mvd_offline.cli.main import main
 from mvd_offline.recipe import dump_recipe, load_distill
 
@@ -62,6 +63,30 @@ def test_bench_step_times_both_kinds_on_the_same_store(
     for name in ("online_seconds", "cached_seconds", "speedup"):
         assert 0 < report[name]["low"] <= report[name]["median"] <= report[name]["high"]
     assert 0 <= report["cached_wait_share"]["median"] <= 1
+
+
+def test_bench_read_compares_every_reader_under_the_same_conditions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", "read", "--rows", "32", "--tokens", "4", "--repeats", "2", "--out", str(tmp_path)]
+
+    assert main([*command, "--workers", "0,2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    readers = {"np.fromfile", "pread", "mvd-offline zarr", "mvd-offline tar", "zarr-python", "webdataset"}
+    readers |= {"mosaicml-streaming", "litdata"} - set(report["absent"])
+    conditions = {(codec, cache, workers) for codec in CODECS for cache in ("warm", "cold") for workers in (0, 2)}
+    found = [(r["reader"], (r["codec"], r["cache"], r["workers"])) for r in report["readings"]]
+    assert sorted(found) == sorted((reader, condition) for reader in readers for condition in conditions)
+    assert report["row_bytes"] == {"float16": 4 * 1024 * 2, "int8": 5 * 1028}
+    assert report["machine"]["torch_threads"] == 1
+    for reading in report["readings"]:
+        speed, share = reading["gigabytes_per_second"], reading["of_ceiling"]
+        assert 0 < speed["low"] <= speed["median"] <= speed["high"]
+        assert reading["reader"] != "np.fromfile" or share == {"median": 1, "low": 1, "high": 1}
+    assert not list(tmp_path.iterdir()), "the samples were left behind"
+    assert main([*command, "--workers", "4"]) == 2
+    assert "32 rows are too few; 4 loader processes need at least 64" in capsys.readouterr().err
 
 
 def test_distill_refuses_before_a_run_begins(catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,7 +152,7 @@ LAYERS = [
     {"errors"},
     {"recipe", "geometry", "randomness", "local", "progress", "coding"},
     {"models", "video", "losses"},
-    {"training", "targets"},
+    {"training", "targets", "extraction"},
     # One file a job; the frame of the package and the command line come on top.
     {
         "extract",
@@ -160,8 +160,10 @@ LAYERS = [
         "pretrain",
         "finetune",
         "evaluate",
+        "webdataset_export",
         "planner",
         "inspection",
+        "report",
         "recompute",
         "curves",
         "bench",

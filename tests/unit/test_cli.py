@@ -138,7 +138,13 @@ def test_wrong_usage_is_one_line_and_status_2(
             "error: a.mp4, frame 3: no key frame",
         ),
         (FileNotFoundError(2, "No such file or directory", "x.parquet"), 1, "error: x.parquet: No such file"),
-        (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
+        (OSError(28, "No space left on device"), 1, "error: the disk is full. Make room on that disk, then run"),
+        (OSError(28, "No space left on device", "/x/y"), 1, "error: /x/y: the disk is full ("),
+        (OSError(122, "Disk quota exceeded", "/x/y"), 1, "error: /x/y: the disk quota is used up. Remove files"),
+        (OSError(30, "Read-only file system", "/x/y"), 1, "error: /x/y: this cannot be written, its file system is"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "error: /x: permission denied to user "),
+        (OSError(5, "Input/output error", b"/x"), 1, "error: /x: the disk failed (input/output error). Look at"),
+        (OSError(40, "Too many levels of symbolic links", "/x"), 1, "error: /x: Too many levels of symbolic links\n"),
         (TypeError("oops [b]"), 1, "error: unexpected TypeError: oops [b]; this is a bug: run again with --debug\n"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),
         (BrokenPipeError(32, "Broken pipe"), 1, ""),
@@ -155,6 +161,20 @@ def test_an_error_leaves_as_one_paragraph_and_its_status(
     assert shown.startswith(message)
     assert "Traceback" not in shown
     assert shown.count("\n") == (1 if message else 0)
+
+
+def test_a_list_of_fields_in_an_error_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    error = MvdError(
+        "s was not made\nfor this:\n  view.stride: recipe has 4, store has 2\n  rows: 1\nUse  it,\n or not."
+    )
+    assert run(raising(error), "program", ["fail"]) == 1
+    lines = [
+        "error: s was not made for this:",
+        "  view.stride: recipe has 4, store has 2",
+        "  rows: 1",
+        "Use it, or not.",
+    ]
+    assert capfd.readouterr().err.splitlines() == lines
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from mvd_offline.errors import UsageError
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import teacher_for
 from mvd_offline.recipe import DistillRecipe
-from mvd_offline.shards import Store, open_store
+from mvd_offline.shards import Store, create_store, open_store
 from mvd_offline.shards.errors import IdentityError
 from mvd_offline.targets import CachedTargets, OnlineTargets, check_teachers, open_targets
 
@@ -39,7 +41,7 @@ def test_cached_targets_are_the_stored_features_of_the_masked_tokens(
     codec: str, tolerance: float, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     store, drawn = filled(tmp_path / "store", tmp_path_factory, codec)
-    source = CachedTargets(store, ["image", "video"])
+    source = CachedTargets(store, {"image": "image", "video": "video"})
 
     stored = source.reader.read([4, 1], MASKED.numpy())
     targets = source.targets(stored, {}, MASKED)
@@ -105,7 +107,7 @@ def test_weights_that_are_not_here_are_accepted_by_their_pinned_hash(planned: St
     digest = planned.header.columns["video"].source["weights_sha256"]
 
     check_teachers(with_video(weights="/elsewhere/videomae.pth", sha256=digest), planned)
-    with pytest.raises(IdentityError, match=r"^teachers\.video\.sha256: the recipe has '0{64}'"):
+    with pytest.raises(IdentityError, match=r"\n  teachers\.video\.sha256: recipe has '0{64}', store has '" + digest):
         check_teachers(with_video(weights="/elsewhere/videomae.pth", sha256="0" * 64), planned)
 
 
@@ -116,10 +118,67 @@ def test_weights_that_are_neither_here_nor_pinned_are_refused_with_the_hash_to_p
         check_teachers(with_video(weights="/elsewhere/videomae.pth"), planned)
 
 
+def test_all_that_differs_is_listed_with_both_values(planned: Store) -> None:
+    changes = {
+        "teachers.image.heads": 6,
+        "teachers.image.precision": "bfloat16",
+        "teachers.video.weights": "random:vit_small:2",
+    }
+
+    with pytest.raises(IdentityError) as caught:
+        check_teachers(small_recipe(changes), planned)
+
+    first, *fields, last = str(caught.value).splitlines()
+    assert first == f"{planned.root} was not made for this recipe:"
+    assert fields[:4] == [
+        "  teachers.image.heads: recipe has 6, store has 3",
+        "  teachers.image.precision: recipe has 'bfloat16', store has 'float32'",
+        "  teachers.video.heads: recipe has 6, store has 3",
+        "  teachers.video.architecture.width: recipe has 384, store has 192",
+    ]
+    assert fields[4].startswith("  teachers.video.sha256: recipe has '")
+    assert len(fields) == 5
+    assert "--set these fields" in last
+
+
+@pytest.mark.parametrize(
+    ("field", "stored", "line"),
+    [
+        ("layer", "after_norm", "layer: recipe has 'last_block_before_norm', store has 'after_norm'"),
+        ("kind", "image", "kind: recipe has 'video', store has 'image'"),
+        ("tubelet", 4, "tubelet: recipe has 2, store has 4"),
+        ("image_size", 48, "image_size: recipe has 32, store has 48"),
+        ("normalisation", {"mean": [0.5] * 3, "std": [0.229, 0.224, 0.225]}, "normalisation.mean: recipe has [0.485"),
+        ("positions", "sincos_3d", "positions: recipe has 'interleaved_1d', store has 'sincos_3d'"),
+    ],
+)
+def test_a_store_of_other_preprocessing_is_refused_by_its_field(
+    planned: Store, tmp_path: Path, field: str, stored: object, line: str
+) -> None:
+    video = planned.header.columns["video"]
+    columns = {"video": dataclasses.replace(video, source={**video.source, field: stored})}
+    header = dataclasses.replace(planned.header, columns=columns)
+    other = create_store(tmp_path / "store", header, planned.plan_path.read_bytes())
+
+    with pytest.raises(IdentityError, match=rf"\n  teachers\.video\.{re.escape(line)}"):
+        check_teachers(small_recipe(), other)
+    pinned = with_video(weights="/elsewhere/videomae.pth", sha256=video.source["weights_sha256"])
+    if field == "positions":
+        check_teachers(pinned, other)  # only the weights tell
+    else:
+        with pytest.raises(IdentityError, match=re.escape(line)):
+            check_teachers(pinned, other)
+
+
+def test_what_differs_is_told_before_weights_that_are_not_here(planned: Store) -> None:
+    with pytest.raises(IdentityError, match=r"teachers\.video\.precision"):
+        check_teachers(with_video(weights="/elsewhere/videomae.pth", precision="float16"), planned)
+
+
 def test_a_teacher_that_the_store_lacks_is_refused_for_cached_targets(planned: Store, tmp_path: Path) -> None:
     recipe = small_recipe({"teachers": {"video": {"weights": "random:vit_tiny:2"}}})
     assert recipe.active_teachers == ("video",)
     check_teachers(recipe, planned)
 
-    with pytest.raises(IdentityError, match=r"distils from teachers sound, and .* has columns image, video"):
-        CachedTargets(planned, ["sound"])  # type: ignore[list-item]
+    with pytest.raises(IdentityError, match=r"from columns video_h, and .* has columns image, video; .*video_h=PATH"):
+        CachedTargets(planned, {"video": "video_h"})

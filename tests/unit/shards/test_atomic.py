@@ -35,6 +35,27 @@ def test_a_failed_rename_leaves_nothing_behind(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["taken"]
 
 
+def test_an_error_names_the_file_that_was_to_be_and_not_the_temporary_one(tmp_path: Path) -> None:
+    target = tmp_path / "nowhere" / "a"
+    with pytest.raises(FileNotFoundError) as raised:
+        atomic.publish_bytes(target, b"x")
+    assert raised.value.filename == str(target)
+
+    with atomic.temporary_file(tmp_path / "b") as temporary, open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), temporary.stream.fileno())
+        temporary.stream.write(b"x")
+        with pytest.raises(OSError, match="No space left on device") as refused:
+            temporary.flush_to_disk()
+    assert refused.value.filename == str(tmp_path / "b")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_is_made_with_those_above_it_and_may_be_there_already(tmp_path: Path) -> None:
+    for _ in range(2):
+        atomic.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
 def test_only_abandoned_temporary_files_are_cleaned(tmp_path: Path) -> None:
     abandoned, other = tmp_path / ".tmp-c.0.0.0-00000000", tmp_path / "c.0.0.0"
     abandoned.write_bytes(b"half")

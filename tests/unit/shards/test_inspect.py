@@ -9,7 +9,7 @@ import pytest
 from small_stores import DECODER, PRODUCER, TOKENS, WIDTH, column_of, features_of, fill, hash_of, new_store, write
 
 from mvd_offline.shards import MissingRowError, Store
-from mvd_offline.shards.inspect import failures, info, ls, stats
+from mvd_offline.shards.inspect import failures, info, join_shards, ls, stats
 
 
 @pytest.fixture
@@ -40,6 +40,46 @@ def test_ls_shows_every_shard_with_its_state(store: Store) -> None:
     assert done["size"] == store.shard_path("video", 0).stat().st_size
 
 
+def test_info_names_who_computed_the_targets(store: Store) -> None:
+    other = {"torch": "2.12.0", "device": "cuda " + "H100 " * 2000}  # longer than what is read at once
+    write(store, "video", 0)
+    write(store, "video", 1)
+    with store.write_shard("video", 2, producer=other) as writer:
+        writer.fail(8, "timeout", 'a reason with ,"producer":{} in it')
+    found = info(store)["columns"]
+    assert found["video"]["producers"] == [{"producer": PRODUCER, "shards": 2}, {"producer": other, "shards": 1}]
+    assert found["image"]["producers"] == []
+
+
+def test_ls_shows_a_committed_shard_whose_file_is_gone(store: Store) -> None:
+    fill(store)
+    store.shard_path("video", 1).unlink()
+    entry = next(entry for entry in ls(store) if (entry["column"], entry["shard"]) == ("video", 1))
+    assert (entry["state"], entry["size"], entry["rows"]) == ("gone", None, {"ok": 1})
+
+
+def test_ls_says_the_same_of_a_sealed_store_without_reading_its_records(store: Store) -> None:
+    fill(store, {3: "timeout"})
+    before = ls(store)
+    store.seal()
+    for path in (store.root / "commits").glob("*/*.json"):
+        path.write_bytes(b"")
+    assert ls(store) == before
+
+
+def test_neighbouring_shards_in_the_same_state_are_joined(store: Store) -> None:
+    fill(store, {3: "timeout"}, columns=["image"])
+    write(store, "video", 1)
+    joined = join_shards(ls(store))
+    places = [(entry["column"], entry["shard"], entry["last_shard"], entry["state"]) for entry in joined]
+    pending = [("video", 0, 0, "pending"), ("video", 2, 2, "pending")]
+    assert places == [("image", 0, 2, "committed"), pending[0], ("video", 1, 1, "committed"), pending[1]]
+    whole = joined[0]
+    assert (whole["first_view"], whole["last_view"], whole["views"]) == (0, 8, 6)
+    assert whole["rows"] == {"ok": 5, "timeout": 1}
+    assert whole["size"] == sum(store.shard_path("image", shard).stat().st_size for shard in range(3))
+
+
 def test_failures_are_listed_with_their_reasons(store: Store) -> None:
     fill(store, {3: "timeout"})
     expected = {"view_id": 3, "status": "timeout", "detail": "broken at frame 3"}
@@ -55,6 +95,22 @@ def test_stats_are_those_of_the_values(store: Store) -> None:
     assert found["std"] == pytest.approx(values.std(), rel=1e-5)
     assert (found["min"], found["max"]) == (values.min(), values.max())
     assert found["token_norm"]["max"] == pytest.approx(np.linalg.norm(values, axis=-1).max(), rel=1e-5)
+
+
+def test_stats_say_what_coding_cost_and_which_row_most(store: Store) -> None:
+    fill(store, {3: "timeout"}, columns=["image"])
+    with store.write_shard("video", 2, producer=PRODUCER) as writer:
+        writer.add(8, np.ones((TOKENS, WIDTH), np.float32), pixels=hash_of(8), decoder=DECODER)
+    coding = stats(store, "image", rows=1)["coding"]
+    rows = {view: store.status("image").row(view) for view in (0, 1, 2, 4, 8)}
+    errors = {view: row.relative_error for view, row in rows.items()}
+    assert coding["rows"] == 5
+    assert coding["relative_error"]["mean"] == pytest.approx(np.mean(list(errors.values())))
+    assert coding["relative_error"]["max"] == errors[coding["worst_view"]] == max(errors.values()) > 0
+    assert coding["cosine"]["min"] == min(row.cosine_min for row in rows.values())
+    assert coding["max_abs_error"] == max(row.max_abs_error for row in rows.values())
+    exact = stats(store, "video")["coding"]
+    assert (exact["relative_error"]["max"], exact["cosine"]["min"]) == (0, 1)
 
 
 def test_an_outlier_channel_is_named_with_its_ratio_to_the_median(store: Store) -> None:

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from small_stores import PRODUCER, column_of, header_of, plan_of
 
 from mvd_offline.shards import ColumnSpec, CommitRecord, CorruptionError, IdentityError, RowRecord, StoreError
-from mvd_offline.shards.schema import SealRecord, StoreHeader, canonical_json, first_difference, seal_document
+from mvd_offline.shards.schema import (
+    SealRecord,
+    StoreHeader,
+    all_differences,
+    canonical_json,
+    list_differences,
+    seal_document,
+)
 
 HEADER = header_of(plan_of([0, 1, 2], 2), [column_of("video"), column_of("image", width=3)], rows=3, rows_per_shard=2)
 ROWS = (
@@ -100,11 +107,17 @@ def test_an_unknown_status_is_refused_with_the_known() -> None:
         RowRecord(view_id=0, status="lost")
 
 
-def test_the_first_difference_is_named_by_its_path() -> None:
+def test_every_difference_is_named_by_its_path() -> None:
     ours = {"a": 1, "b": {"c": [1, 2], "d": None}}
-    assert first_difference(ours, {"a": 1, "b": {"c": [1, 2], "d": None}}) is None
-    assert first_difference(ours, {"a": 1, "b": {"c": [1, 3], "d": None}}) == ("b.c", [1, 2], [1, 3])
-    assert first_difference(ours, {"a": 1, "b": {"c": [1, 2]}}) == ("b.d", None, "nothing")
+    assert all_differences(ours, {"a": 1, "b": {"c": [1, 2], "d": None}}) == []
+    found = all_differences(ours, {"a": 2, "b": {"c": [1, 3]}, "e": "x"})
+    assert list_differences(found, "recipe", "store").splitlines() == [
+        "",
+        "  a: recipe has 1, store has 2",
+        "  b.c: recipe has [1, 2], store has [1, 3]",
+        "  b.d: recipe has None, store has nothing",
+        "  e: recipe has nothing, store has 'x'",
+    ]
 
 
 json_values = st.recursive(

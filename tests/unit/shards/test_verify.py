@@ -1,7 +1,9 @@
-"""`verify` finds what is wrong with a store, and says how to repair it."""
+"""`verify` finds what is wrong with a store, and says how to repair it; `repair` does so."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_stores
+from file_calls import Fault, FileCalls
 from small_stores import PRODUCER, TOKENS, WIDTH, column_of, files_of, fill, hash_of, new_store
 
 from mvd_offline.shards import NotAStoreError, Store, StoreError, create_store, open_store
+from mvd_offline.shards.claims import Claims
 from mvd_offline.shards.codecs import CodingError
-from mvd_offline.shards.verify import VerifyReport, verify, withdraw_damaged
+from mvd_offline.shards.errors import ClaimError
+from mvd_offline.shards.repair import repair, set_aside
+from mvd_offline.shards.verify import VerifyReport, verify
 
 VIEWS = range(10)
 FAILED = {6: "unreadable"}
@@ -51,11 +57,11 @@ def test_sample_reads_as_many_rows_of_each_column_as_asked(store: Store) -> None
 
 
 def test_full_finds_a_flipped_bit_anywhere(store: Store) -> None:
-    """A bit in every byte of the small files, in one of 71 bytes of the others: eight bits in turn."""
+    """A bit in every byte of the small files, in one of 149 bytes of the others: eight bits in turn."""
     missed = []
     for name, content in files_of(store.root).items():
         path = store.root / name
-        step = 1 if len(content) < 100 else 71
+        step = 1 if len(content) < 100 else 149
         for position in range(0, len(content), step):
             flip_bit(path, position, position % 8)
             if verify(store.root, "full").ok:
@@ -111,6 +117,25 @@ def damage(store: Store) -> dict[str, tuple[Callable[[], object], str]]:
         "deleted plan": (store.plan_path.unlink, "plan.parquet is gone"),
         "deleted identity": ((store.root / "store.json").unlink, "store.json cannot be used"),
         "extra shard": (lambda: shutil.copy(other, other.with_name("c.9.0.0")), "video/c.9.0.0 is no part"),
+        "record that looks alike": (
+            lambda: shutil.copy(record, record.with_name("0000001.json")),
+            "commits/video/0000001.json is no part",
+        ),
+        "half an exchange": (
+            lambda: shutil.copy(record, record.with_suffix(".next")),
+            "1 of 3 shards are not committed, the first is shard 1",
+        ),
+        "extra folder": ((store.root / "video/c").mkdir, "video/c is no part"),
+        "extra file beside the identity": (
+            lambda: shutil.copy(store.plan_path, store.root / "plan (1).parquet"),
+            "plan (1).parquet is no part",
+        ),
+        "extra file beside the seal": (
+            lambda: shutil.copy(store.seal_path, store.root / "commits/index.json.bak"),
+            "commits/index.json.bak is no part",
+        ),
+        "unreadable shard": (lambda: (shard.unlink(), shard.mkdir()), "video 1 None the file c.1.0.0 has"),
+        "unreadable record": (lambda: (record.unlink(), record.mkdir()), "cannot be read (Is a directory)"),
         "extra record": (lambda: shutil.copy(record, record.with_name("000009.json")), "000009.json is no part"),
         "abandoned file": (lambda: (store.root / "video/.tmp-c.1.0.0-00").touch(), "left behind by a killed writer"),
     }
@@ -119,9 +144,13 @@ def damage(store: Store) -> dict[str, tuple[Callable[[], object], str]]:
 CASES = [
     "truncated shard",
     "deleted shard",
+    "unreadable shard",
     "deleted record",
+    "unreadable record",
     "record of another shard",
     "record of another column",
+    "record that looks alike",
+    "half an exchange",
     "edited zarr.json",
     "deleted index",
     "deleted seal",
@@ -129,6 +158,9 @@ CASES = [
     "deleted identity",
     "extra shard",
     "extra record",
+    "extra folder",
+    "extra file beside the identity",
+    "extra file beside the seal",
     "abandoned file",
 ]
 
@@ -154,17 +186,13 @@ def test_columns_whose_teachers_saw_other_pixels_are_found(store: Store, monkeyp
     assert "video 2 8 its teacher saw other pixels" in what(verify(store.root, "quick"))
 
 
-def test_the_repair_is_what_it_says(store: Store) -> None:
-    whole = files_of(store.root)
-    flip_bit(store.shard_path("video", 1), 3)
-    store.shard_path("image", 2).unlink()
-    flip_bit(store.record_path("video", 0), 30)
-    report = verify(store.root, "full")
-    assert withdraw_damaged(store.root, report) == [("image", 2), ("video", 0), ("video", 1)]
-    again = open_store(store.root, sealed=False)
-    fill(again, FAILED)
-    again.seal()
-    assert files_of(store.root) == whole
+def test_a_damaged_record_is_one_finding(store: Store) -> None:
+    """The index says more than the other records, and is right."""
+    flip_bit(store.record_path("video", 1), 50)
+    (finding,) = verify(store.root, "full").findings
+    assert (finding.column, finding.shard, finding.remedy) == ("video", 1, "remake")
+    assert finding.what.endswith("does not match the digest it carries")
+    assert str(store.root) in finding.repair
 
 
 @pytest.mark.parametrize("name", ["index.parquet", "commits/index.json", "video/zarr.json"])
@@ -199,3 +227,152 @@ def test_a_folder_without_store_cannot_be_checked(tmp_path: Path) -> None:
 def test_an_unknown_level_is_refused(store: Store) -> None:
     with pytest.raises(StoreError, match="known: quick, sample, full"):
         verify(store.root, "deep")  # type: ignore[arg-type]
+
+
+# ---- repairing -------------------------------------------------------------------------------------------------------
+
+
+def whole_again(store: Store, whole: dict[str, bytes]) -> bool:
+    """Make what is missing, as extraction does; the store is what it was, but for what lies in quarantine."""
+    again = open_store(store.root, sealed=False)
+    fill(again, FAILED if len(again.view_ids) == len(VIEWS) else {})
+    again.seal()
+    return {name: data for name, data in files_of(store.root).items() if not name.startswith("quarantine/")} == whole
+
+
+def test_damaged_shards_are_put_aside_and_only_they_are_made_again(store: Store) -> None:
+    whole = files_of(store.root)
+    flip_bit(store.shard_path("video", 1), 3)
+    store.shard_path("image", 2).unlink()
+    flip_bit(store.record_path("video", 0), 30)
+    damaged = {store.root / name: data for name, data in files_of(store.root).items()}
+
+    report, repaired = repair(store.root, "full")
+
+    assert not report.ok
+    assert repaired.remake == (("image", 2), ("video", 0), ("video", 1))
+    assert repaired.next_step == f"mvd-offline extract {store.root}"
+    again = open_store(store.root, sealed=False)
+    assert (again.pending("image"), again.pending("video")) == ([2], [0, 1])
+    aside = {name: data for name, data in files_of(store.root).items() if name.startswith("quarantine/")}
+    assert sorted(name.rpartition(".")[0] for name in aside) == [
+        "quarantine/commits/image/000002.json",
+        "quarantine/commits/video/000000.json",
+        "quarantine/commits/video/000001.json",
+        "quarantine/video/c.0.0.0",
+        "quarantine/video/c.1.0.0",
+    ]
+    for name, data in aside.items():
+        assert data == damaged[store.root / name.removeprefix("quarantine/").rpartition(".")[0]]
+        assert name.rpartition(".")[2] == hashlib.sha256(data).hexdigest()[:8]
+    assert whole_again(store, whole)
+    after = verify(store.root, "full")
+    assert after.ok
+    assert after.quarantine_files == 5
+    assert after.quarantine_bytes == sum(map(len, aside.values()))
+
+
+def test_strays_are_put_aside_and_nothing_else_is_touched(store: Store) -> None:
+    whole = files_of(store.root)
+    strays = ["notes.txt", "video/c.9.0.0", "video/more/deep", "commits/image/000009.json", "commits/index.json.bak"]
+    for name in strays:
+        (store.root / name).parent.mkdir(exist_ok=True)
+        (store.root / name).write_text(name)
+    (store.root / "video/.tmp-c.1.0.0-00").touch()
+
+    report, repaired = repair(store.root)
+
+    assert len(report.findings) == len(strays) + 1
+    assert repaired.removed == ("video/.tmp-c.1.0.0-00",)
+    assert repaired.next_step == f"mvd-offline shards verify {store.root} --level full"
+    assert {name: data for name, data in files_of(store.root).items() if not name.startswith("quarantine/")} == whole
+    assert {data.decode() for name, data in files_of(store.root).items() if name.startswith("quarantine/")} == {*strays}
+    assert verify(store.root, "full").ok
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "commits/index.json", "video/zarr.json"])
+@pytest.mark.parametrize("act", [lambda path: flip_bit(path, 11), Path.unlink], ids=["flipped", "deleted"])
+def test_what_is_derived_is_written_anew(store: Store, name: str, act: Callable[[Path], object]) -> None:
+    whole = files_of(store.root)
+    act(store.root / name)
+    repair(store.root)
+    assert files_of(store.root) == whole
+
+
+def test_a_lost_folder_comes_back(store: Store) -> None:
+    whole = files_of(store.root)
+    shutil.rmtree(store.root / "video")
+    shutil.rmtree(store.root / "commits/image")
+    repair(store.root)
+    assert whole_again(store, whole)
+
+
+@pytest.mark.parametrize("name", ["plan.parquet", "store.json"])
+def test_what_nothing_can_replace_is_left_with_how_to_restore_it(store: Store, name: str) -> None:
+    whole, plan = files_of(store.root), store.plan_path.read_bytes()
+    flip_bit(store.root / name, 11)
+    flip_bit(store.record_path("video", 1), 11)
+    damaged = (store.root / name).read_bytes()
+
+    for _ in range(2):
+        _, repaired = repair(store.root, "full")
+        assert repaired.next_step.startswith(name)
+        assert "Restore the file from a copy, or remove it and run `mvd-offline plan" in repaired.next_step
+        assert str(store.root) in repaired.next_step
+        assert (store.root / name).read_bytes() == damaged
+
+    (store.root / name).unlink()
+    create_store(store.root, store.header, plan)
+    repair(store.root, "full")
+    assert whole_again(store, whole)
+
+
+def test_a_sound_store_is_left_as_it_is(store: Store) -> None:
+    before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+    report, repaired = repair(store.root, "full")
+    assert (report.ok, repaired.set_aside, repaired.next_step) == (True, (), "")
+    assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
+
+
+def test_the_same_damage_twice_finds_room_for_both(store: Store) -> None:
+    path = store.root / "notes.txt"
+    places = []
+    for _ in range(3):
+        path.write_text("the same")
+        places.append(set_aside(store.root, path))
+    assert places == [f"quarantine/notes.txt.{digest}" for digest in ("fa0487f2", "fa0487f2-2", "fa0487f2-3")]
+    assert set_aside(store.root, path) == ""
+
+
+def test_a_store_that_a_run_works_on_is_not_repaired(store: Store) -> None:
+    flip_bit(store.shard_path("video", 1), 3)
+    before = files_of(store.root)
+    with Claims(store.plan_path) as claims:
+        claims.take(2)
+        with pytest.raises(ClaimError, match="another run is at work"):
+            repair(store.root, "full")
+    assert files_of(store.root) == before
+
+
+def test_a_repair_that_fails_at_any_step_can_be_repeated(tmp_path: Path) -> None:
+    """An error of the system at the nth call that changes something, for every n: what a kill there leaves."""
+    store = new_store(tmp_path / "store", [column_of(container="tar")], view_ids=range(3), rows_per_shard=1)
+    fill(store)
+    store.seal()
+    whole = files_of(store.root)
+    flip_bit(store.shard_path("video", 1), 3)
+    flip_bit(store.record_path("video", 2), 30)
+    (store.root / "video/000009.tar").touch()
+    damaged = {*files_of(store.root)} - {"index.parquet", "commits/index.json"}
+    with FileCalls(shutil.copytree(store.root, tmp_path / "free")) as calls:
+        repair(tmp_path / "free", "full")
+    assert len(calls.calls) > 20
+    for step, call in enumerate(calls.texts):
+        copy = shutil.copytree(store.root, tmp_path / f"{step}")
+        with FileCalls(copy, Fault(step, error=errno.EIO)), pytest.raises(OSError, match="Input/output"):
+            repair(copy, "full")
+        found = {*files_of(copy)}
+        assert damaged <= found | {name.removeprefix("quarantine/").rpartition(".")[0] for name in found}, call
+        repair(copy, "full")
+        assert whole_again(open_store(copy, sealed=False), whole), call
+        shutil.rmtree(copy)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import nn
 
+from mvd_offline.bench.measure import Spread, machine
 from mvd_offline.distill import DistillTask
 from mvd_offline.errors import UsageError
 from mvd_offline.local import resolve_root
@@ -24,19 +21,6 @@ from mvd_offline.targets import open_targets
 from mvd_offline.training.loop import batches_of
 from mvd_offline.training.optim import build_optimizer, set_learning_rate
 from mvd_offline.training.order import BatchRequest
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Of repeated measurements."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
@@ -99,18 +83,6 @@ def time_steps(
         online_teacher_share=Spread.of([1 - b / a for a, b in zip(online, cached, strict=True)]),
         machine=machine(device),
     )
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What a measurement was taken on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": name,
-        "cpus": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 @dataclass(frozen=True)

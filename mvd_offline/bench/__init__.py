@@ -1,0 +1,1 @@
+"""Measurements: optimiser steps (`step`), reading (`read`), damage to a store (`corruption`)."""

@@ -1,0 +1,106 @@
+"""What coding costs the rows that a run writes, held against what a column allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvd_offline.shards.codecs import CODECS, get_codec, measure_error
+from mvd_offline.shards.errors import CodecError
+from mvd_offline.shards.schema import ColumnSpec, RowRecord
+
+
+@dataclass
+class ColumnCoding:
+    """Relative L2 errors of the rows of one column that a run coded."""
+
+    max_relative_error: float | None
+    """What a row may have."""
+    shards_judged: int = 0
+    """Shards whose rows were held against it."""
+    rows: int = 0
+    sum_relative_error: float = 0.0
+    worst_relative_error: float = 0.0
+    worst_view: int | None = None
+    shards_over: list[int] = field(default_factory=list)
+    """Shards after the first in which a row has more than it may."""
+
+    def take_in(self, other: ColumnCoding) -> None:
+        """Add another process's rows."""
+        if other.worst_relative_error > self.worst_relative_error or self.worst_view is None:
+            self.worst_relative_error, self.worst_view = other.worst_relative_error, other.worst_view
+        self.shards_judged += other.shards_judged
+        self.rows += other.rows
+        self.sum_relative_error += other.sum_relative_error
+        self.shards_over = sorted({*self.shards_over, *other.shards_over})
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "mean_relative_error": self.sum_relative_error / self.rows if self.rows else 0.0,
+            "worst_relative_error": self.worst_relative_error,
+            "worst_view": self.worst_view,
+            "max_relative_error": self.max_relative_error,
+            "shards_over": self.shards_over,
+        }
+
+
+class CodingWatch:
+    """Sees every row that a run codes for one column, and refuses a first shard that misses the bound."""
+
+    def __init__(self, spec: ColumnSpec, coding: ColumnCoding) -> None:
+        self._spec, self._coding = spec, coding
+        self._worst: tuple[RowRecord, NDArray[np.float32]] | None = None
+
+    def see(self, row: RowRecord, features: NDArray[np.float32]) -> None:
+        coding = self._coding
+        coding.rows += 1
+        coding.sum_relative_error += row.relative_error
+        if coding.worst_view is None or row.relative_error > coding.worst_relative_error:
+            coding.worst_relative_error, coding.worst_view = row.relative_error, row.view_id
+        if coding.max_relative_error is not None and (
+            self._worst is None or row.relative_error > self._worst[0].relative_error
+        ):
+            self._worst = row, features
+
+    def close_shard(self, shard: int) -> None:
+        """Judge the rows that were seen since the last call, before they are committed.
+
+        Raises:
+            CodecError: the first shard of this run holds a row that coding cost too much.
+        """
+        worst, self._worst = self._worst, None
+        bound = self._coding.max_relative_error
+        if worst is None or bound is None:
+            return
+        self._coding.shards_judged += 1
+        if worst[0].relative_error > bound:
+            if self._coding.shards_judged == 1:
+                raise CodecError(self._refusal(shard, *worst, bound))
+            self._coding.shards_over.append(shard)
+
+    def _refusal(self, shard: int, row: RowRecord, features: NDArray[np.float32], bound: float) -> str:
+        spec = self._spec
+        return (
+            f"column {spec.name}, shard {shard}: codec {spec.codec} costs view {row.view_id} a relative error of "
+            f"{row.relative_error:.3g}, more than the {bound:g} that --max-relative-error allows. Nothing of the shard "
+            f"was committed. On this view {', '.join(_better(spec, features, bound))}. Plan a store with one of these "
+            "(--set store.codec=NAME), or allow a larger error."
+        )
+
+
+def _better(spec: ColumnSpec, features: NDArray[np.float32], bound: float) -> list[str]:
+    """Codecs that keep to the bound on these features, with what they cost and take; float32 always does."""
+    found = []
+    for name in CODECS:
+        codec = get_codec(name)
+        try:
+            error = measure_error(features, codec.decode(codec.encode(features))).relative_error
+        except CodecError:
+            continue  # its range is too small
+        if error <= bound:
+            found.append(f"{name} costs {error:.3g} ({codec.nbytes(spec.tokens, spec.width) / 1e6:.2f} MB a row)")
+    return found

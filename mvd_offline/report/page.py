@@ -1,0 +1,208 @@
+"""The page: numbers and pictures of a store in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mvd_offline import __version__
+from mvd_offline.errors import UsageError
+from mvd_offline.local import resolve_root
+from mvd_offline.report import figures
+from mvd_offline.report.gallery import Exhibit, gallery
+from mvd_offline.shards.atomic import publish_bytes
+from mvd_offline.shards.report import KINDS, report_numbers
+from mvd_offline.shards.statistics import OUTLIER_RATIO
+from mvd_offline.shards.store import open_store
+from mvd_offline.video.views import Plan
+
+_PACKAGE: Final = "mvd_offline.report"
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: the page, the numbers on it, and the views of its gallery."""
+
+    page: Path
+    page_bytes: int
+    views: tuple[int, ...]
+    views_without_frames: tuple[int, ...]
+    numbers: Mapping[str, Any]
+
+
+def write_report(
+    store_dir: Path,
+    out: Path,
+    *,
+    root: Path | None = None,
+    views: int = 6,
+    rows: int = 256,
+    seed: int = 0,
+    on_progress: Progress = lambda what, done, total: None,
+) -> Report:
+    """Write the report of a store, finished or not. The same store, videos and arguments give the same bytes.
+
+    Args:
+        out: HTML file to write; one that is there is replaced.
+        root: folder of the videos, when it is not the one remembered. Where videos are gone the page says so.
+        views: how many views the gallery shows.
+        rows: how many rows of each column are read for the statistics of its features.
+        seed: which rows and views are drawn.
+
+    Raises:
+        UsageError: `out` cannot be a file there, or lies in the store; or `root` was given and is no folder.
+        CorruptionError: a row that was drawn does not match its checksum.
+    """
+    if out.is_dir() or not out.parent.is_dir() or store_dir.resolve() in out.resolve().parents:
+        raise UsageError(f"{out} cannot be written: give a file in a folder that exists, not in the store, as --out.")
+    store = open_store(store_dir, sealed=False)
+    plan = Plan.read(store.plan_path)
+    videos, trouble = _find_videos(store_dir, root)
+    numbers = report_numbers(
+        store, rows=rows, seed=seed, on_row=lambda done, total: on_progress("reading rows", done, total)
+    )
+    exhibits = gallery(
+        store,
+        plan,
+        videos,
+        views=views,
+        seed=seed,
+        on_view=lambda done, total: on_progress("drawing views", done, total),
+    )
+    page = render_page(store_dir.resolve().name, numbers, exhibits, plan, trouble).encode()
+    publish_bytes(out, page)
+    return Report(
+        page=out,
+        page_bytes=len(page),
+        views=tuple(exhibit.pictures.view.view_id for exhibit in exhibits),
+        views_without_frames=tuple(e.pictures.view.view_id for e in exhibits if e.pictures.originals is None),
+        numbers=numbers,
+    )
+
+
+def _find_videos(store_dir: Path, root: Path | None) -> tuple[Path | None, str]:
+    """The folder of the videos, or why there is none; a folder that was asked for must be there."""
+    try:
+        return resolve_root(store_dir, root), ""
+    except UsageError as error:
+        if root is not None:
+            raise
+        return None, str(error)
+
+
+def render_page(name: str, numbers: Mapping[str, Any], exhibits: list[Exhibit], plan: Plan, trouble: str = "") -> str:
+    """The page's HTML.
+
+    Args:
+        name: what the store is called on the page.
+        plan: names the views' videos.
+        trouble: why no video was looked for.
+    """
+    environment = Environment(
+        loader=PackageLoader(_PACKAGE, "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"grouped": _grouped, "percent": _percent, "cosine": _cosine, "short": _short, "flat": _flat}
+    environment.globals["stack"] = figures.stack
+    style, script = _fragment("style.html"), _fragment("script.html")
+    return environment.get_template("page.html").render(
+        name=name,
+        numbers=numbers,
+        exhibits=exhibits,
+        plan=plan,
+        trouble=trouble,
+        kinds=KINDS,
+        charts={column: _charts(found) for column, found in numbers["features"].items() if found},
+        outlier_ratio=OUTLIER_RATIO,
+        heat=_heat_maps(numbers["features"]),
+        version=__version__,
+        style=style,
+        script=script,
+        policy=(
+            f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+    )
+
+
+def _charts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Geometry of a column's two bar charts."""
+    rms = sorted(found["rms_by_channel"], reverse=True)
+    scale = figures.LogScale.of(rms)
+    median = found["channel_rms"]["median"]
+    levels = [scale.level(value) for value in rms]
+    outlying = [value > OUTLIER_RATIO * median for value in rms]
+    return {
+        "norms": figures.bars(figures.linear_levels(found["norm_histogram"]["counts"])),
+        "channels": figures.bars(levels),
+        "outliers": figures.bars(levels, outlying),
+        "median_y": figures.HEIGHT * (1 - scale.level(median)),
+    }
+
+
+def _heat_maps(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Heat maps of the columns' slice cosines on one scale of colours."""
+    matrices = {name: found["slice_cosines"] for name, found in features.items() if found}
+    floor = figures.colour_floor(list(matrices.values()))
+    return {"floor": floor, "cells": {name: figures.heat_map(matrix, floor) for name, matrix in matrices.items()}}
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+
+
+def _fragment(file: str) -> Markup:
+    """What stands inside the one element of a file of this package, as it will stand on the page."""
+    text = resources.files(_PACKAGE).joinpath(file).read_text(encoding="utf-8")
+    # Ours, not data: the only text of the page that is not escaped.
+    return Markup(text[text.index(">") + 1 : text.rindex("</")])
+
+
+def _digest(inline: str) -> str:
+    """The source expression of the content security policy that allows this very text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode('ascii')}'"
+
+
+def _grouped(count: int) -> str:
+    return f"{count:,}"
+
+
+def _percent(share: float) -> str:
+    """Three significant digits, and never 0 for what is not."""
+    if share == 0 or share >= 1:
+        return f"{100 * share:.0f} %"
+    return f"{100 * share:#.3g} %" if share >= 1e-6 else f"{100 * share:.1e} %"
+
+
+def _cosine(value: float) -> str:
+    """Six decimals, or how far it is from 1 where these would not say."""
+    missing = 1 - value
+    return f"{value:.6f}" if missing >= 1e-5 else f"1 − {missing:.1e}" if missing > 0 else "1"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _flat(value: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and text of each entry of a mapping, those of mappings inside it on one line."""
+    return [(str(key), _text(entry)) for key, entry in value.items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " · ".join(f"{key} {_text(entry)}" for key, entry in value.items())
+    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)
