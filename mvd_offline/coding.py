@@ -25,7 +25,7 @@ def decode(coded: Tensor, codec: str) -> Tensor:
     """Coded rows (B, M + extra rows, columns), as `Store.read_tokens` gives them, to float32 (B, M, D)."""
     if codec == "bfloat16":
         # numpy has no bfloat16: the bits travel as uint16.
-        return coded.view(torch.bfloat16).float()
+        return (coded if coded.dtype == torch.bfloat16 else coded.view(torch.bfloat16)).float()
     if codec == "int8":
         width = coded.shape[-1] - INT8_SCALE_BYTES
         return coded[:, :-1, :width] * _scales(coded) * _powers(coded[:, -1:, :width].int())

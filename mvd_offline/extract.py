@@ -24,7 +24,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
-from mvd_offline.extraction.coding import ColumnCoding
+from mvd_offline.extraction.coding import CodedBatch, ColumnCoding
 from mvd_offline.extraction.columns import ColumnOptions, add_columns
 from mvd_offline.extraction.summary import ExtractSummary
 from mvd_offline.extraction.work import Entry, ShardTask, ShardWork, WorkList
@@ -251,8 +251,10 @@ class _Job:
             wanting = {c: self.teachers[c] for c, wanted in task.wanted.items() if not wanted.isdisjoint(views)}
             if wanting:
                 features = batch_features(batch, batch_rows, wanting, self.device)
+                columns = self.store.header.columns
+                coded = {name: CodedBatch.of(values, columns[name].codec) for name, values in features.items()}
                 watch.lap("teachers")
-                writer.rows(task, batch, features, plan.section.image_size)
+                writer.rows(task, batch, coded, plan.section.image_size)
                 watch.lap("waiting for disk")
             pace.made(len(ids))
         writer.commit(task)
@@ -297,20 +299,20 @@ def batches_of(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]
 
 def batch_features(
     items: Sequence[FeedItem], batch_rows: int, teachers: Mapping[str, Teacher], device: torch.device
-) -> dict[str, NDArray[np.float32]]:
-    """Features (len(items), N, D) by column.
+) -> dict[str, torch.Tensor]:
+    """Float32 features (len(items), N, D) by column, on the device.
 
     The batch always has `batch_rows` clips, so that the shapes, and with them the last bits, do not depend on which
     rows failed.
     """
-    features: dict[str, NDArray[np.float32]] = {}
+    features: dict[str, torch.Tensor] = {}
     if all(item.renderings is None for item in items):
         return features
     for name, teacher in teachers.items():
         clips = _clips(items, batch_rows, teacher.image_size)
         with torch.inference_mode():
             output = teacher(normalize(torch.from_numpy(clips).to(device)))
-        features[name] = output.float().cpu().numpy()[: len(items)]
+        features[name] = output.float()[: len(items)]
     return features
 
 

@@ -99,7 +99,7 @@ def recompute(
             pixels.look_at(item)
             if item.renderings is not None:
                 for name in teachers.usable:
-                    pairs[name].append(_Pair.of(store, name, item.view.view_id, features[name][slot]))
+                    pairs[name].append(_Pair.of(store, name, item.view.view_id, features[name][slot].cpu().numpy()))
     columns = {name: _compare(found) for name, found in pairs.items() if found}
     findings, notes = [*teachers.findings, *pixels.findings], [*pixels.notes]
     for name, comparison in columns.items():

@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mvd_offline.coding import decode
 from mvd_offline.errors import UsageError
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher, declared_identity, teacher_for
 from mvd_offline.recipe import DistillRecipe, TeacherName
-from mvd_offline.shards.codecs import INT8_SCALE_BYTES, get_codec
+from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.errors import IdentityError
 from mvd_offline.shards.schema import Difference, all_differences, list_differences
 from mvd_offline.shards.store import Store
@@ -92,22 +93,6 @@ class CachedTargets:
 
     def targets(self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], masked: Tensor) -> dict[str, Tensor]:
         return {name: decode(tensor, self._codecs[name]) for name, tensor in stored.items()}
-
-
-def decode(coded: Tensor, codec: str) -> Tensor:
-    """Coded tokens (B, M + extra rows, columns), as `Store.read_tokens` gives them, to float32 (B, M, D).
-
-    The same values to the bit as the codec's own `decode`, on the tensor's device.
-    """
-    if codec == "bfloat16":
-        # numpy has no bfloat16: the bits travel as uint16.
-        return coded.view(torch.bfloat16).float()
-    if codec == "int8":
-        width = coded.shape[-1] - INT8_SCALE_BYTES
-        scales = coded[:, :-1, width:].contiguous().view(torch.float32)
-        levels = torch.ldexp(scales.new_ones(()), coded[:, -1:, :width].int())
-        return coded[:, :-1, :width] * scales * levels
-    return coded.float()
 
 
 # ---- online ------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from mvd_offline.shards.codecs import get_codec, measure_error
+from mvd_offline.shards.codecs import CodingError, get_codec, measure_error
 from mvd_offline.shards.containers import Buffer, ShardLayout, get_container
-from mvd_offline.shards.errors import CommitError, CorruptionError
+from mvd_offline.shards.errors import CodecError, CommitError, CorruptionError
 from mvd_offline.shards.schema import CommitRecord, RowRecord, StoreHeader
 
 _BLOCK_BYTES = 4 << 20
@@ -57,8 +57,7 @@ class ShardWriter:
 
         Args:
             features: float32 (N, D), finite.
-            pixels: xxh3 (64 bit, 16 hexadecimal digits) of the rendered pixels that the teacher saw.
-            decoder: who decoded them.
+            pixels, decoder: see `add_coded`.
 
         Raises:
             CodecError: wrong shape or dtype, or values that the codec cannot hold.
@@ -71,11 +70,36 @@ class ShardWriter:
                 f"column {column.name}, view {view_id}: features of shape {features.shape}; "
                 f"the column holds {(column.tokens, column.width)}"
             )
-        if not _is_pixel_hash(pixels):
-            raise CommitError(f"column {column.name}, view {view_id}: {pixels!r} is no 16-digit pixel hash")
         coded = self._codec.encode(features)
         error = measure_error(features, self._codec.decode(coded))
-        payload = coded.reshape(-1).view(np.uint8)
+        return self.add_coded(view_id, coded, error, pixels=pixels, decoder=decoder)
+
+    def add_coded(
+        self, view_id: int, coded: NDArray[Any], error: CodingError, *, pixels: str, decoder: str
+    ) -> RowRecord:
+        """Store a view's target that was coded elsewhere, as on the device that computed it.
+
+        Args:
+            coded: what the codec's `encode` gives.
+            error: what coding cost.
+            pixels: xxh3 (64 bit, 16 hexadecimal digits) of the rendered pixels that the teacher saw.
+            decoder: who decoded them.
+
+        Raises:
+            CodecError: not of the codec's shape and dtype.
+            CommitError: another view comes next.
+        """
+        self._expect(view_id)
+        column = self._layout.column
+        shape = self._codec.shape(column.tokens, column.width)
+        if (coded.shape, coded.dtype) != (shape, self._codec.dtype):
+            raise CodecError(
+                f"column {column.name}, view {view_id}: coded features are {coded.dtype} {coded.shape}; "
+                f"codec {self._codec.name} has {self._codec.dtype} {shape}"
+            )
+        if not _is_pixel_hash(pixels):
+            raise CommitError(f"column {column.name}, view {view_id}: {pixels!r} is no 16-digit pixel hash")
+        payload = np.ascontiguousarray(coded).reshape(-1).view(np.uint8)
         row = RowRecord(
             view_id=view_id,
             status="ok",

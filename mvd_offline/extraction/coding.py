@@ -1,4 +1,4 @@
-"""What coding costs the rows that a run writes, held against what a column allows."""
+"""Features coded where they were computed, and what that costs, held against what a column allows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,46 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from mvd_offline.shards.codecs import CODECS, get_codec, measure_error
+from mvd_offline.coding import as_coding_error, coding_errors, decode, encode, is_finite
+from mvd_offline.shards.codecs import CODECS, CodingError, get_codec, measure_error
 from mvd_offline.shards.errors import CodecError
 from mvd_offline.shards.schema import ColumnSpec, RowRecord
+
+
+@dataclass(frozen=True)
+class CodedBatch:
+    """A teacher's features of one batch, and their coded rows in the memory of the writer."""
+
+    codec: str
+    features: Tensor
+    """Float32 (B, N, D), where they were computed."""
+    rows: NDArray[Any]
+    """(B, rows, columns) in the codec's dtype."""
+    errors: tuple[CodingError, ...]
+    finite: tuple[bool, ...]
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, features: Tensor, codec: str) -> CodedBatch:
+        coded = encode(features, codec)
+        measured = coding_errors(features, decode(coded, codec)).cpu()
+        stored = coded.view(torch.uint16) if coded.dtype == torch.bfloat16 else coded
+        errors = tuple(as_coding_error(row) for row in measured)
+        return cls(codec, features, stored.cpu().numpy(), errors, tuple(is_finite(coded).tolist()))
+
+    def row(self, slot: int) -> tuple[NDArray[Any], CodingError]:
+        """What is stored of one row, and what that costs.
+
+        Raises:
+            CodecError: the codec cannot hold the features.
+        """
+        if not self.finite[slot]:
+            get_codec(self.codec).encode(self.features[slot].cpu().numpy())  # says which value, and what to do
+        return self.rows[slot], self.errors[slot]
 
 
 @dataclass
@@ -53,9 +88,9 @@ class CodingWatch:
 
     def __init__(self, spec: ColumnSpec, coding: ColumnCoding) -> None:
         self._spec, self._coding = spec, coding
-        self._worst: tuple[RowRecord, NDArray[np.float32]] | None = None
+        self._worst: tuple[RowRecord, Tensor] | None = None
 
-    def see(self, row: RowRecord, features: NDArray[np.float32]) -> None:
+    def see(self, row: RowRecord, features: Tensor) -> None:
         coding = self._coding
         coding.rows += 1
         coding.sum_relative_error += row.relative_error
@@ -82,13 +117,14 @@ class CodingWatch:
                 raise CodecError(self._refusal(shard, *worst, bound))
             self._coding.shards_over.append(shard)
 
-    def _refusal(self, shard: int, row: RowRecord, features: NDArray[np.float32], bound: float) -> str:
+    def _refusal(self, shard: int, row: RowRecord, features: Tensor, bound: float) -> str:
         spec = self._spec
+        better = ", ".join(_better(spec, features.cpu().numpy(), bound))
         return (
             f"column {spec.name}, shard {shard}: codec {spec.codec} costs view {row.view_id} a relative error of "
             f"{row.relative_error:.3g}, more than the {bound:g} that --max-relative-error allows. Nothing of the shard "
-            f"was committed. On this view {', '.join(_better(spec, features, bound))}. Plan a store with one of these "
-            "(--set store.codec=NAME), or allow a larger error."
+            f"was committed. On this view {better}. Plan a store with one of these (--set "
+            "store.codec=NAME), or allow a larger error."
         )
 
 

@@ -1,4 +1,4 @@
-"""Writing behind the teachers: one thread encodes, writes and commits what they computed."""
+"""Writing behind the teachers: one thread writes and commits what they computed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
-from mvd_offline.extraction.coding import CodingWatch
+from mvd_offline.extraction.coding import CodedBatch, CodingWatch
 from mvd_offline.extraction.summary import ExtractSummary
 from mvd_offline.extraction.work import ShardTask
+from mvd_offline.shards.codecs import CodingError
 from mvd_offline.shards.errors import CorruptionError, repair_shard
 from mvd_offline.shards.schema import CommitRecord, RowRecord
 from mvd_offline.shards.shardfile import ShardFile
@@ -26,7 +26,7 @@ WRITE_AHEAD_BATCHES: Final = 4
 
 
 class WriteBehind:
-    """One thread that encodes, writes and commits while the teachers go on; at most a few batches wait for it."""
+    """One thread that writes and commits while the teachers go on; at most a few batches wait for it."""
 
     def __init__(self, store: Store, summary: ExtractSummary, producer: Mapping[str, str]) -> None:
         self._store, self._summary, self._producer = store, summary, producer
@@ -54,11 +54,9 @@ class WriteBehind:
     def begin(self, task: ShardTask) -> None:
         self._submit(self._begin, task)
 
-    def rows(
-        self, task: ShardTask, items: Sequence[FeedItem], features: Mapping[str, NDArray[np.float32]], size: int
-    ) -> None:
+    def rows(self, task: ShardTask, items: Sequence[FeedItem], coded: Mapping[str, CodedBatch], size: int) -> None:
         """Queue the results of one batch; blocks while too many wait."""
-        self._submit(self._rows, task, items, features, size)
+        self._submit(self._rows, task, items, coded, size)
 
     def commit(self, task: ShardTask) -> None:
         """Queue the commit of the shard, after which its claim is released."""
@@ -94,9 +92,7 @@ class WriteBehind:
             )
             self._columns[name] = _OpenShard(self._store, writer, wanted, kept)
 
-    def _rows(
-        self, task: ShardTask, items: Sequence[FeedItem], features: Mapping[str, NDArray[np.float32]], size: int
-    ) -> None:
+    def _rows(self, task: ShardTask, items: Sequence[FeedItem], coded: Mapping[str, CodedBatch], size: int) -> None:
         for slot, item in enumerate(items):
             view_id = item.view.view_id
             if view_id not in task.rendered:
@@ -108,8 +104,8 @@ class WriteBehind:
             rendered: Rendered = item.renderings[size]
             pixels = pixel_hash(rendered.pixels)
             for name, column in wanting.items():
-                row = column.add(view_id, features[name][slot], pixels=pixels, decoder=rendered.decoder)
-                self._watches[name].see(row, features[name][slot])
+                row = column.add(view_id, *coded[name].row(slot), pixels=pixels, decoder=rendered.decoder)
+                self._watches[name].see(row, coded[name].features[slot])
                 self._summary.bytes_written += row.length
             self._summary.rows["ok"] += 1
 
@@ -139,9 +135,9 @@ class _OpenShard:
             self._kept.extend(row for row in kept.rows if row.view_id not in wanted)
             self._file = ShardFile(str(store.shard_path(kept.column, kept.shard)))
 
-    def add(self, view_id: int, features: NDArray[np.float32], *, pixels: str, decoder: str) -> RowRecord:
+    def add(self, view_id: int, coded: NDArray[Any], error: CodingError, *, pixels: str, decoder: str) -> RowRecord:
         self._keep_before(view_id)
-        return self._writer.add(view_id, features, pixels=pixels, decoder=decoder)
+        return self._writer.add_coded(view_id, coded, error, pixels=pixels, decoder=decoder)
 
     def fail(self, view_id: int, status: str, reason: str) -> None:
         self._keep_before(view_id)

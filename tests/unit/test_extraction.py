@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_runs import make_videos, once, plan_small, small_recipe
 from small_stores import column_of, fill, write
 
 from mvd_offline.errors import RecipeError
-from mvd_offline.extraction.coding import CodingWatch, ColumnCoding
+from mvd_offline.extraction.coding import CodedBatch, CodingWatch, ColumnCoding
 from mvd_offline.extraction.summary import ExtractSummary
 from mvd_offline.extraction.work import Entry, ShardWork
 from mvd_offline.recipe import teacher_kind
 from mvd_offline.shards import CodecError, IdentityError, Store, open_store
 from mvd_offline.shards.claims import Claims
+from mvd_offline.shards.codecs import CODECS, get_codec, measure_error
 from mvd_offline.shards.dropping import drop_column
 from mvd_offline.shards.errors import ClaimError
 from mvd_offline.shards.schema import RowRecord
@@ -26,7 +28,7 @@ def row(view_id: int, error: float) -> RowRecord:
     return RowRecord(view_id=view_id, status="ok", relative_error=error)
 
 
-FEATURES = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+FEATURES = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32))
 
 
 # ---- what coding may cost --------------------------------------------------------------------------------------------
@@ -160,3 +162,26 @@ def test_a_store_can_be_planned_with_a_column_of_another_name(
     assert store.columns == ("image", "video_h")
     assert store.header.columns["video_h"].source["kind"] == "video"
     assert store.header.columns["video_h"].max_relative_error == 0.01
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_batch_is_coded_as_the_store_codes_its_rows(codec: str) -> None:
+    features = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0)) * 10
+    batch = CodedBatch.of(features, codec)
+    for slot, row in enumerate(features.numpy()):
+        coded, error = batch.row(slot)
+        expected = get_codec(codec).encode(row)
+        assert coded.dtype == expected.dtype
+        np.testing.assert_array_equal(coded, expected)
+        assert error.relative_error == pytest.approx(
+            measure_error(row, get_codec(codec).decode(expected)).relative_error, rel=2e-3
+        )
+
+
+def test_a_row_that_the_codec_cannot_hold_is_refused_when_it_is_wanted() -> None:
+    features = torch.zeros(2, 7, 5)
+    features[1, 6, 0] = 1e6
+    batch = CodedBatch.of(features, "float16")
+    batch.row(0)
+    with pytest.raises(CodecError, match=r"not finite, the first at token 6, channel 0.*bfloat16"):
+        batch.row(1)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from mvd_offline.coding import decode
 from mvd_offline.shards import CodecError
 from mvd_offline.shards.codecs import BFLOAT16_NAN, CODECS, CodingError, get_codec, measure_error
-from mvd_offline.targets import decode
 
 # Unit roundoff: half the distance of neighbouring values, relative.
 ROUNDOFF = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
