@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -30,8 +31,29 @@ SetOption: TypeAlias = Annotated[
 ]
 """Overrides, for the second argument of `load_recipe`: `overrides or ()`."""
 
+StoreArgument: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="STORE", help="Folder of a store.", show_default=False)
+]
+
+RootOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--root", help="Folder of the videos, if they moved.", show_default=False)
+]
+
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 """Whether a command reports as JSON on standard output."""
+
+
+def named_paths(option: str, given: Sequence[str] | None) -> dict[str, str]:
+    """Values of an option that is written as NAME=PATH and may be given several times."""
+    from mvd_offline.errors import UsageError
+
+    paths = {}
+    for item in given or ():
+        name, separator, path = item.partition("=")
+        if not separator or not name or not path:
+            raise UsageError(f"{option} {item}: write it as NAME=PATH, with the name of a column")
+        paths[name] = path
+    return paths
 
 
 def print_json(data: Any) -> None:

@@ -9,14 +9,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mvd_offline.cli.common import JsonOption
+from mvd_offline.cli.common import JsonOption, RootOption, named_paths
 
 
 def extract(
     store: Annotated[Path, typer.Argument(help="Store that `plan` made.", show_default=False)],
-    root: Annotated[
-        Path | None, typer.Option("--root", help="Folder of the videos, if they moved.", show_default=False)
-    ] = None,
+    root: RootOption = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +69,7 @@ def extract(
     summary = run(
         store,
         root=root,
-        weights=_weights(teacher or ()),
+        weights=_weights(teacher),
         workers=workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         timeout_seconds=timeout_seconds,
         retry=[status for status in retry.split(",") if status],
@@ -88,20 +86,18 @@ def extract(
         raise typer.Exit(1)
 
 
-def _weights(given: Sequence[str]) -> dict[str, str]:
+def _weights(given: Sequence[str] | None) -> dict[str, str]:
     """Paths by column."""
     from mvd_offline.errors import UsageError
     from mvd_offline.recipe import TEACHER_NAMES, teacher_kind
 
-    weights: dict[str, str] = {}
-    for item in given:
-        name, separator, path = item.partition("=")
-        if not separator or not path or teacher_kind(name) is None:
+    weights = named_paths("--teacher", given)
+    for name in weights:
+        if teacher_kind(name) is None:
             raise UsageError(
-                f"--teacher {item}: write it as NAME=PATH with NAME one of {', '.join(TEACHER_NAMES)}, or one that "
-                f"starts with {' or '.join(f'{kind}_' for kind in TEACHER_NAMES)}"
+                f"--teacher {name}=...: the name of a column is one of {', '.join(TEACHER_NAMES)}, or starts with "
+                f"{' or '.join(f'{kind}_' for kind in TEACHER_NAMES)}"
             )
-        weights[name] = path
     return weights
 
 
