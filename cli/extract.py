@@ -95,8 +95,8 @@ def _weights(given: Sequence[str] | None) -> dict[str, str]:
     for name in weights:
         if teacher_kind(name) is None:
             raise UsageError(
-                f"--teacher {name}=...: the name of a column is one of {', '.join(TEACHER_NAMES)}, or starts with "
-                f"{' or '.join(f'{kind}_' for kind in TEACHER_NAMES)}"
+                f"--teacher {name}=...: write it as NAME=PATH with NAME one of {', '.join(TEACHER_NAMES)}, or one that "
+                f"starts with {' or '.join(f'{kind}_' for kind in TEACHER_NAMES)}"
             )
     return weights
 

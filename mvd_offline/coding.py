@@ -67,7 +67,8 @@ def _encode_int8(features: Tensor) -> Tensor:
     rows, tokens, width = features.shape
     exponents = _channel_exponents(features)
     levelled = features * _powers(-exponents)[:, None]
-    scales = levelled.abs().amax(dim=2) / INT8_STEPS
+    # By a tensor: a division by a number becomes a product with its inverse on a GPU, which is not the same to the bit.
+    scales = levelled.abs().amax(dim=2) / torch.full((), float(INT8_STEPS), device=features.device)
     steps = (levelled / torch.where(scales > 0, scales, 1.0)[..., None]).round().clamp(-INT8_STEPS, INT8_STEPS)
     coded = torch.zeros(rows, tokens + 1, width + INT8_SCALE_BYTES, dtype=torch.int8, device=features.device)
     coded[:, :tokens, :width] = steps.to(torch.int8)

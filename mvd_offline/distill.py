@@ -132,6 +132,8 @@ class DistillReader:
     seed: int
     check_fraction: float
     drop_path_sites: int
+    checked: tuple[str, ...]
+    """Columns whose recorded pixels must be those that are rendered."""
 
     def __call__(self, request: BatchRequest) -> Batch:
         views = [self.plan[row] for row in request.rows]
@@ -162,14 +164,14 @@ class DistillReader:
         return {size: torch.from_numpy(np.stack([r[size].pixels for r in rendered])) for size in sizes}
 
     def _is_checked(self, request: BatchRequest, view: View) -> bool:
-        if not any(map(self.store.is_indexed, self.store.columns)):
+        if not self.checked:
             return False
         first = request.epoch == 0 and request.batch == 0
         stream = KeyedStream("pixel_check", self.seed, request.epoch, view.view_id)
         return first or stream.uniform() < self.check_fraction
 
     def _check(self, view: View, pixels: NDArray[np.uint8], decoder: str) -> None:
-        recorded = self.store.pixels_of(view.view_id)
+        recorded = self.store.pixels_of(view.view_id, self.checked)
         found = pixel_hash(pixels)
         if recorded.pixels != found:
             raise PixelMismatchError(
@@ -211,6 +213,7 @@ class DistillTask:
             seed=seed,
             check_fraction=recipe.training.pixel_check_fraction,
             drop_path_sites=self.student.drop_path_sites,
+            checked=tuple(filter(store.is_indexed, present_columns(recipe, store))),
         )
 
     def names(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ same to the bit, whoever makes it.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher, load_teacher
 from mvd_offline.progress import WorkProgress
 from mvd_offline.shards.claims import Claims
-from mvd_offline.shards.errors import IdentityError
+from mvd_offline.shards.errors import IdentityError, NotSealedError
 from mvd_offline.shards.schema import STATUSES, ColumnSpec, Difference, all_differences, list_differences
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.training.metrics import Stopwatch
@@ -104,6 +105,7 @@ def extract(
             name: load_column_teacher(store, name, paths, accelerator.device)
             for name in sorted({column for _, columns in listed for column in columns})
         }
+        work.only(teachers)
         job = _Job(store, work, teachers, root, workers, timeout_seconds, accelerator.device, summary)
         job.run(listed, accelerator.process_index, accelerator.num_processes, quiet=quiet)
 
@@ -126,8 +128,10 @@ def _finish(store: Store, summary: ExtractSummary, accelerator: Accelerator) -> 
         store.refresh()
         summary.pending_shards = len({shard for name in store.columns for shard in store.pending(name)})
         if not summary.pending_shards:
-            store.seal()
-            summary.sealed = True
+            # Another run that tries rows again may be about to exchange a shard: then that run seals.
+            with contextlib.suppress(NotSealedError):
+                store.seal()
+            summary.sealed = store.sealed
     accelerator.wait_for_everyone()
 
 

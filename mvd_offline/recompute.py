@@ -164,19 +164,23 @@ class _Pixels:
     def look_at(self, item: FeedItem) -> None:
         view_id = item.view.view_id
         if item.renderings is None:
-            if item.error is not None and self._store.pixel_hash(view_id):
+            if item.error is not None:
                 self.findings.append(f"view {view_id} cannot be rendered any more: {item.error}")
             return
         self.checked += 1
         rendered = item.renderings[int(self._store.header.view["image_size"])]
-        recorded, found = self._store.pixels_of(view_id), pixel_hash(rendered.pixels)
-        if found != recorded.pixels:
-            self.findings.append(
-                f"view {view_id} renders to other pixels than its teachers saw: {found} with {rendered.decoder} here, "
-                f"{recorded.pixels} with {recorded.decoder} at extraction"
-            )
-        elif rendered.decoder != recorded.decoder:
-            pair = recorded.decoder, rendered.decoder
+        found, decoders = pixel_hash(rendered.pixels), set[str]()
+        for name in self._store.columns:
+            recorded = self._store.status(name).row(view_id)
+            if found != recorded.pixels:
+                self.findings.append(
+                    f"column {name}: view {view_id} renders to other pixels than its teacher saw: {found} with "
+                    f"{rendered.decoder} here, {recorded.pixels} with {recorded.decoder} at extraction"
+                )
+            elif rendered.decoder != recorded.decoder:
+                decoders.add(recorded.decoder)
+        for decoder in sorted(decoders):
+            pair = decoder, rendered.decoder
             self._same[pair] = self._same.get(pair, 0) + 1
 
     @property

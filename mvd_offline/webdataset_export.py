@@ -65,6 +65,7 @@ def export_webdataset(
     Raises:
         IdentityError: `out` lies inside the store, or holds something else.
         PixelMismatchError: a view renders to other pixels than its teachers saw.
+        CorruptionError: the columns' targets of a view come from different pixels.
         MvdError: the video of a view that has targets cannot be read any more.
     """
     store = open_store(store_dir, columns=columns)
@@ -162,7 +163,7 @@ class _Samples:
                 "or export the targets alone with --frames none."
             )
         rendered = item.renderings[self._plan.section.image_size]
-        recorded, found = self._store.status(self._columns[0]).row(view.view_id), pixel_hash(rendered.pixels)
+        recorded, found = self._store.pixels_of(view.view_id, self._columns), pixel_hash(rendered.pixels)
         if found != recorded.pixels:
             raise PixelMismatchError(
                 f"view {view.view_id} of video {view.video_id} renders to other pixels than its teachers saw: hash "
@@ -178,14 +179,14 @@ class _Samples:
         for name in ("status", "detail", "decoder"):
             del fields[name]
         records = {name: self._store.status(name).row(view.view_id) for name in self._columns}
-        first = records[self._columns[0]]
+        seen = self._store.pixels_of(view.view_id, self._columns)
         classes = self._plan.classes
         return {
             **fields,
             "label_name": classes[view.label] if 0 <= view.label < len(classes) else "",
             "image_size": self._plan.section.image_size,
-            "pixels": first.pixels,
-            "decoder": first.decoder,
+            "pixels": seen.pixels,
+            "decoder": seen.decoder,
             "statuses": {name: record.status for name, record in records.items()},
             "relative_errors": {name: record.relative_error for name, record in records.items()},
         }

@@ -16,9 +16,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from mvd_offline.shards import atomic
 from mvd_offline.shards.errors import ClaimError, StoreError
 
 POLL_SECONDS: Final = 0.2
+
+_STORE_BYTE: Final = 1 << 40
+"""Of the plan; no store has as many shards."""
 
 
 class Claim:
@@ -125,3 +129,19 @@ class Claims:
                 "each other. Mount it with locks, or keep the store on another file system."
             ) from None
         return True
+
+
+@contextlib.contextmanager
+def store_lock(root: Path) -> Iterator[None]:
+    """Hold what all shards share (header, index, seal) against other writers; waits for its turn.
+
+    A lock of the folder reaches the processes of this host; that of a byte of the plan, past those of the shards,
+    reaches other hosts as well, as soon as there is a plan.
+    """
+    with atomic.folder_lock(root), contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # not there yet, or nobody may write here: then nothing is to be guarded
+            descriptor = os.open(root / "plan.parquet", os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _STORE_BYTE, 1, 0)
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, request)
+        yield

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mvd_offline.shards import atomic
+from mvd_offline.shards.claims import store_lock
 from mvd_offline.shards.errors import CorruptionError, IdentityError, StoreError
 from mvd_offline.shards.schema import CommitRecord
 from mvd_offline.shards.shardfile import check_file
@@ -26,13 +27,13 @@ def publish_shard(store: Store, file: atomic.TemporaryFile, record: CommitRecord
     column, shard = record.column, record.shard
     target, following = store.record_path(column, shard), store.next_record_path(column, shard)
     if not target.exists():
-        with atomic.folder_lock(store.root):
+        with store_lock(store.root):
             _unseal(store, column)
         file.publish()
         atomic.publish_bytes(target, record.to_bytes())
         return
     # Under the lock: who seals meanwhile either comes before, and is unsealed, or sees a shard that is not committed.
-    with atomic.folder_lock(store.root):
+    with store_lock(store.root):
         _unseal(store, column)
         atomic.publish_bytes(following, record.to_bytes())
     file.publish()
@@ -59,7 +60,7 @@ def settle(store: Store, column: str, shard: int) -> None:
 def withdraw(store: Store, column: str, shard: int) -> bool:
     """Take back a shard's commit, and the seal that covers it; returns whether it was committed."""
     committed = store.is_committed(column, shard)
-    with atomic.folder_lock(store.root):
+    with store_lock(store.root):
         _unseal(store, column)
         # In this order: without its `next` the old record would count again.
         atomic.remove_file(store.record_path(column, shard))

@@ -222,7 +222,7 @@ class TarContainer:
                 raise CorruptionError(f"the npy header of {name} is damaged")
         if {view for view, record in records.items() if record.get("status") == "ok"} != set(payloads):
             raise CorruptionError("the records and the payloads in the file do not belong together")
-        return {view: (*place, int(records[view].get("crc32c", -1))) for view, place in payloads.items()}
+        return {view: (*place, _recorded_crc32c(records[view])) for view, place in payloads.items()}
 
 
 class _TarShardWriter:
@@ -296,12 +296,17 @@ def _tar_members(read_at: ReadAt, size: int) -> Iterator[tuple[str, int, int]]:
         except (tarfile.HeaderError, UnicodeDecodeError) as error:
             raise CorruptionError(f"the tar header at byte {position} is damaged ({error})") from None
         start = position + tarfile.BLOCKSIZE
-        if not entry.isreg() or start + entry.size > size:
+        if not entry.isreg() or entry.size < 0 or start + entry.size > size:
             raise CorruptionError(f"the tar header at byte {position} names no file inside the shard")
         yield entry.name, start, entry.size
         position = start + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    if read_at(position, size) != TAR_END:
+    if read_at(position, len(TAR_END) + 1) != TAR_END:
         raise CorruptionError("the end of the tar is damaged")
+
+
+def _recorded_crc32c(record: Mapping[str, Any]) -> int:
+    found = record.get("crc32c")
+    return found if isinstance(found, int) else -1
 
 
 def _json_object(data: bytes, name: str) -> dict[str, Any]:

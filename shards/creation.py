@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.shards import atomic
+from mvd_offline.shards.claims import store_lock
 from mvd_offline.shards.containers import get_container
 from mvd_offline.shards.errors import CorruptionError, IdentityError, NotAStoreError, StoreError, restore_identity
 from mvd_offline.shards.schema import QUARANTINE, CommitRecord, StoreHeader, all_differences, list_differences
@@ -29,7 +30,7 @@ def prepare_folder(root: Path, header: StoreHeader, plan_bytes: bytes) -> StoreH
     """
     _check_plan(header, plan_bytes)
     atomic.make_folder(root)
-    with atomic.folder_lock(root):
+    with store_lock(root):
         if (root / "store.json").exists():
             existing = read_header(root)
             header = _merged(root, existing, header)
@@ -86,7 +87,9 @@ def _clear_leftovers(root: Path, header: StoreHeader, name: str) -> None:
     """Make room for a column that is new to the store: shards of it that a drop left may stay, another's may not."""
     expected = (header.store_id, header.columns[name].column_id)
     records = sorted((root / "commits" / name).glob("*.json"))
-    if not records or any(_names(path) != expected for path in records):
+    named = [_names(path) for path in records]
+    # A record that cannot be read says nothing against the others: `verify` finds it later.
+    if not records or any(found not in (expected, None) for found in named):
         remove_column_files(root, name)
 
 

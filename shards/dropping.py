@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mvd_offline.shards import atomic
-from mvd_offline.shards.claims import Claims
+from mvd_offline.shards.claims import Claims, store_lock
 from mvd_offline.shards.creation import read_header, remove_column_files
 from mvd_offline.shards.errors import CommitError, MissingRowError
 from mvd_offline.shards.schema import COLUMN_NAME, RESERVED_NAMES
@@ -34,7 +34,7 @@ def drop_column(root: Path, name: str) -> Dropped:
     """
     records = root / "commits" / name
     shards = read_header(root).shard_count
-    with Claims(root / "plan.parquet") as claims, claims.all_of(shards), atomic.folder_lock(root):
+    with Claims(root / "plan.parquet") as claims, claims.all_of(shards), store_lock(root):
         _forget(root, name, records)
         write_index(Store(root, read_header(root)))
         files = [path for folder in (records, root / name) for path in _files(folder)]

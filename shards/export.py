@@ -20,10 +20,17 @@ from mvd_offline.shards import atomic
 from mvd_offline.shards.claims import Claims
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.containers import npy_header
-from mvd_offline.shards.creation import LOCAL_FILE, read_file
+from mvd_offline.shards.creation import LOCAL_FILE, read_file, read_header
 from mvd_offline.shards.errors import CorruptionError, IdentityError
-from mvd_offline.shards.exportfolder import ExportFolder
-from mvd_offline.shards.schema import ColumnSpec, CommitRecord, RowRecord, StoreHeader
+from mvd_offline.shards.exportfolder import EXPORT_FILE, ExportFolder
+from mvd_offline.shards.schema import (
+    SCHEMA_VERSION,
+    ColumnSpec,
+    CommitRecord,
+    RowRecord,
+    StoreHeader,
+    seal_document,
+)
 from mvd_offline.shards.store import Store, create_store
 
 FRAMING: Final = ("offset", "length", "crc32c")
@@ -55,6 +62,7 @@ def export_store(
     """Make a complete, sealed store of the same rows in another container.
 
     Plan, store_id, records and payload bytes are those of `source`; each payload's crc32c is checked on the way.
+    `export.json` is in the folder until all is there: only then are shards that differ from the source's exchanged.
 
     Args:
         source: a store whose `columns` are sealed.
@@ -62,24 +70,33 @@ def export_store(
         on_rows: called with the numbers of rows done and bytes written.
 
     Raises:
-        IdentityError: `out` lies inside the store, or holds something else. CorruptionError: a row is damaged.
+        IdentityError: `out` lies inside the store, or holds something else, such as a store with other rows that is
+            no unfinished export. CorruptionError: a row is damaged.
         ClaimError: another export into `out` is at work.
     """
     require_outside(source, out)
-    header = _in_container(source.header, source.checked_columns(columns), container)
+    names = source.checked_columns(columns)
+    header = _in_container(source.header, names, container)
+    _require_no_other_rows(source, out, header)
     target = create_store(out, header, read_file(source.plan_path))
-    _copy_local_notes(source, target)
     summary, done = ExportSummary(), 0
     with Claims(target.plan_path) as claims, claims.all_of(target.shard_count):
+        _mark(target, export_identity(source, container, names))
+        _copy_local_notes(source, target)
         target.clean_temporary()
         for column, shard in product(target.columns, range(source.shard_count)):
             record = checked_record(source, column, shard)
+            # An export may have been killed while it exchanged the shard.
+            target.settle(column, shard)
             kept = _holds(target, record)
             if not kept:
+                _require_replaceable(target, column, shard)
                 _copy_shard(source, target, record)
                 summary.bytes_written += target.record(column, shard).size
             done += _count(summary, record, kept=kept)
             on_rows(done, summary.bytes_written)
+        # Before the seal: a finished store is never marked, wherever this is killed.
+        atomic.remove_file(target.root / EXPORT_FILE)
         target.seal()
     return summary
 
@@ -173,7 +190,7 @@ def _in_container(header: StoreHeader, columns: Sequence[str], container: str) -
 
 def _holds(target: Store, record: CommitRecord) -> bool:
     """Whether a shard is there with the same rows; those of the source may have been tried again since."""
-    if not target.record_path(record.column, record.shard).exists():
+    if not target.is_committed(record.column, record.shard):
         return False
     there = target.record(record.column, record.shard)
     return there.producer == record.producer and _placeless(there) == _placeless(record)
@@ -181,6 +198,40 @@ def _holds(target: Store, record: CommitRecord) -> bool:
 
 def _placeless(record: CommitRecord) -> list[RowRecord]:
     return [dataclasses.replace(row, offset=0) for row in record.rows]
+
+
+def _is_unfinished_export(target: Store) -> bool:
+    """Whether the folder is marked; one that another run has finished and sealed since is that run's."""
+    return (target.root / EXPORT_FILE).exists() and not target.seal_path.exists()
+
+
+def _mark(target: Store, identity: dict[str, Any]) -> None:
+    """Say that an export fills the folder, unless it holds shards already."""
+    if not any(target.committed(column) for column in target.columns):
+        atomic.publish_bytes(target.root / EXPORT_FILE, seal_document({**identity, "schema_version": SCHEMA_VERSION}))
+
+
+def _require_no_other_rows(source: Store, out: Path, header: StoreHeader) -> None:
+    """Refuse a store whose shards the export would have to exchange, before anything is written to it."""
+    if not (out / "store.json").exists() or (there := read_header(out)).store_id != header.store_id:
+        return
+    target = Store(out, there)
+    # Another description of a column is refused when the columns are joined.
+    shared = [name for name, spec in there.columns.items() if header.columns.get(name) == spec]
+    for column in [] if _is_unfinished_export(target) else shared:
+        for shard in sorted(target.committed(column)):
+            if not _holds(target, checked_record(source, column, shard)):
+                _require_replaceable(target, column, shard)
+
+
+def _require_replaceable(target: Store, column: str, shard: int) -> None:
+    """Raises IdentityError for a committed shard of a store that is no unfinished export."""
+    if target.is_committed(column, shard) and not _is_unfinished_export(target):
+        raise IdentityError(
+            f"{target.root} holds a store with other rows: column {column}, shard {shard} differs from the source's, "
+            f"and the folder is no unfinished export (those hold {EXPORT_FILE}), so nothing of it is replaced. Choose "
+            "another folder, or remove this one if it is an older export that you no longer need."
+        )
 
 
 def _copy_shard(source: Store, target: Store, record: CommitRecord) -> None:

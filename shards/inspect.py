@@ -66,9 +66,9 @@ def _producer(path: Path) -> dict[str, str]:
     """A record's producer; it stands before the rows (keys are sorted), so the head of the file will do."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES).decode("ascii", "replace")
-    start = head.find('"producer":')
     try:
-        producer: dict[str, str] = json.JSONDecoder().raw_decode(head, start + len('"producer":'))[0]
+        start = head.index('"producer":') + len('"producer":')
+        producer: dict[str, str] = json.JSONDecoder().raw_decode(head, start)[0]
     except ValueError:
         producer = dict(CommitRecord.from_bytes(path.read_bytes(), str(path)).producer)
     return producer

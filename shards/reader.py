@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.containers import get_container
-from mvd_offline.shards.errors import CorruptionError, IdentityError, repair_shard
+from mvd_offline.shards.errors import CorruptionError, IdentityError, StoreError, repair_shard
 from mvd_offline.shards.index import ColumnIndex
-from mvd_offline.shards.schema import StoreHeader
+from mvd_offline.shards.schema import CommitRecord, StoreHeader
 from mvd_offline.shards.shardfile import ShardFile
 
 OPEN_FILES: Final = 128
@@ -123,10 +123,31 @@ class RowReader:
         for one in run:
             if problem is None and one.is_intact():
                 continue
+            where = f"column {column.name}, shard {one.shard}, row {one.view_id}"
+            if self._was_changed(column, one):
+                raise StoreError(
+                    f"{where}: {self._root} was changed while it was read: the shard was made again or taken back by "
+                    "another run. Nothing is damaged; open the store again once that run has ended."
+                )
             raise CorruptionError(
-                f"column {column.name}, shard {one.shard}, row {one.view_id}: "
-                f"{problem or 'the payload does not match its record'}. {repair_shard(self._root)}"
+                f"{where}: {problem or 'the payload does not match its record'}. {repair_shard(self._root)}"
             )
+
+    def _was_changed(self, column: _Column, wanted: _Wanted) -> bool:
+        """Whether the row's commit record is no longer the one that the index in memory was made of."""
+        path = self._root / "commits" / column.name / f"{wanted.shard:06d}.json"
+        if not path.parent.is_dir():
+            return False
+        if path.with_suffix(".next").exists() or not path.exists():
+            return True
+        try:
+            rows = CommitRecord.from_bytes(path.read_bytes(), str(path)).rows
+        except FileNotFoundError:
+            return True
+        except (StoreError, OSError):
+            return False
+        facts = {row.view_id: (row.offset, row.length, row.crc32c) for row in rows}
+        return facts.get(wanted.view_id) != (wanted.offset, wanted.length, wanted.crc32c)
 
 
 class _Column:

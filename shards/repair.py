@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvd_offline.shards import atomic
-from mvd_offline.shards.claims import Claims
+from mvd_offline.shards.claims import Claims, store_lock
 from mvd_offline.shards.creation import read_header
 from mvd_offline.shards.errors import StoreError
 from mvd_offline.shards.schema import QUARANTINE
@@ -81,7 +81,7 @@ def _act(root: Path, report: VerifyReport) -> Repaired:
     if report.ok or not report.store_id:
         return Repaired(remaining=remaining, next_step=_restore(remaining[0]) if remaining else "")
     store = Store(root, read_header(root))
-    with atomic.folder_lock(root):
+    with store_lock(root):
         damaged = report.damaged_shards
         if damaged:
             atomic.remove_file(store.seal_path)  # its index covers what is about to go

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from mvd_offline.shards import atomic
 from mvd_offline.shards.creation import holds, publish_column_files
@@ -14,6 +19,10 @@ from mvd_offline.shards.schema import CommitRecord, SealRecord
 
 if TYPE_CHECKING:
     from mvd_offline.shards.store import Store
+
+MOST_SECONDS: Final = 2.0
+"""How long a reader waits for who exchanges the index and its record: two files of some megabytes at most."""
+_POLL_SECONDS: Final = 0.1
 
 
 def write_index(store: Store) -> None:
@@ -39,10 +48,41 @@ def write_index(store: Store) -> None:
     )
     if holds(store.index_path, data) and holds(store.seal_path, seal.to_bytes()):
         return
-    # Without its record the index counts for nothing: no reader meets a new index with an old record.
+    # Killed in between, the store is not sealed, rather than sealed with a record of another index. A reader that comes
+    # now finds no record, or holds the old one against the new index: it looks again, see `settled_seal`.
     atomic.remove_file(store.seal_path)
     atomic.publish_bytes(store.index_path, data)
     atomic.publish_bytes(store.seal_path, seal.to_bytes())
+
+
+@contextlib.contextmanager
+def settled_seal(root: Path) -> Iterator[None]:
+    """Have index and seal stay as they are, for a reader that found them not to match: who seals holds the folder.
+
+    Waits for a moment at most; a store that nobody is about to seal costs no time.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline = time.monotonic() + MOST_SECONDS
+        while _is_held(descriptor) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        # Not by closing alone: a process forked meanwhile has the descriptor too.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _is_held(descriptor: int) -> bool:
+    """Whether a writer holds the folder; if not, none can from now on."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no locks here: nothing to wait for
+    return False
 
 
 def _present_records(store: Store, column: str) -> Iterator[CommitRecord]:

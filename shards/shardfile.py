@@ -221,8 +221,10 @@ def _opened(path: Path, record: CommitRecord, faults: list[Fault]) -> Iterator[i
     try:
         descriptor = os.open(path, os.O_RDONLY)
         size = os.fstat(descriptor).st_size
-    except FileNotFoundError:
-        faults.append(Fault(None, f"the file {record.file} is gone"))
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError)
+        what = "is gone" if gone else f"cannot be opened ({error.strerror})"
+        faults.append(Fault(None, f"the file {record.file} {what}"))
         yield None
         return
     try:

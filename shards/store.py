@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.shards import atomic
+from mvd_offline.shards.claims import store_lock
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.committing import publish_shard, settle, withdraw
 from mvd_offline.shards.containers import ShardLayout, get_container
@@ -45,7 +46,7 @@ from mvd_offline.shards.errors import (
 from mvd_offline.shards.index import ColumnIndex, build_table, column_index, read_table
 from mvd_offline.shards.reader import RowReader
 from mvd_offline.shards.schema import CommitRecord, RowRecord, SealRecord, StoreHeader, all_differences
-from mvd_offline.shards.sealing import write_index
+from mvd_offline.shards.sealing import settled_seal, write_index
 from mvd_offline.shards.shardfile import ShardWriter, check_file, forget_cached_pages
 from mvd_offline.shards.space import full_disk_explained
 
@@ -233,10 +234,14 @@ class Store:
     @cached_property
     def seal_record(self) -> SealRecord | None:
         """What the index covers; None for a store that is not sealed. Read once; see `refresh`."""
-        if not self.seal_path.exists():
-            return None
         repair = write_derived(self.root)
-        seal = SealRecord.from_bytes(read_file(self.seal_path, repair), str(self.seal_path), repair)
+        try:
+            data = self.seal_path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError:
+            data = read_file(self.seal_path, repair)  # which says what is wrong
+        seal = SealRecord.from_bytes(data, str(self.seal_path), repair)
         if seal.store_id != self.store_id:
             raise IdentityError(
                 f"{self.seal_path}: made for store {seal.store_id[:12]}, this is {self.store_id[:12]}. {repair}"
@@ -255,7 +260,16 @@ class Store:
 
     def require_sealed(self, columns: Sequence[str]) -> None:
         """Raises NotSealedError unless these columns can be read, CorruptionError when the index is damaged."""
-        waiting = [name for name in columns if not self.is_indexed(name)]
+        waiting = self._not_indexed(columns)
+        if waiting and not any(map(self.pending, waiting)):
+            with settled_seal(self.root):
+                self._forget_seal()
+                waiting = self._not_indexed(columns)
+        if not waiting:
+            for name in columns:
+                self.status(name)
+            # Where index and seal did not match, both were read again, and the seal may be gone now.
+            waiting = self._not_indexed(columns)
         if waiting:
             missing = [f"{len(self.pending(name))} of {self.shard_count} shards of column {name}" for name in waiting]
             if any(self.pending(name) for name in waiting):
@@ -267,13 +281,13 @@ class Store:
                 f"{self.root}: every shard is committed, but there is no index of column {', '.join(waiting)}. "
                 f"Run `mvd-offline shards seal {self.root}`."
             )
-        for name in columns:
-            self.status(name)
+
+    def _not_indexed(self, columns: Sequence[str]) -> list[str]:
+        return [name for name in columns if not self.is_indexed(name)]
 
     def refresh(self) -> None:
         """Forget what was read of the store's progress; other processes may have gone on."""
-        self.__dict__.pop("seal_record", None)
-        self.__dict__.pop("_index_table", None)
+        self._forget_seal()
         self._indices.clear()
         self._reader.close_files()
 
@@ -360,7 +374,7 @@ class Store:
                 f"{self.root} cannot be sealed, shards are missing: {'; '.join(missing)}. "
                 f"Run `mvd-offline extract {self.root}`, which makes only these."
             )
-        with atomic.folder_lock(self.root):
+        with store_lock(self.root):
             # Others may have added or dropped a column since this store was opened.
             write_index(Store(self.root, read_header(self.root)))
         self.refresh()
@@ -393,7 +407,7 @@ class Store:
         Raises like `read`.
         """
         (column,) = self.checked_columns([column])
-        return self._reader.rows(self.status(column), np.asarray(view_ids, np.int64).reshape(-1), out)
+        return self._reader.rows(self.status(column), _indices("view_ids", view_ids).reshape(-1), out)
 
     def read_tokens(
         self,
@@ -412,20 +426,37 @@ class Store:
             out: an array of that shape and dtype to fill and return.
         """
         (column,) = self.checked_columns([column])
-        ids, tokens = np.asarray(view_ids, np.int64).reshape(-1), np.asarray(token_index, np.int64)
+        ids, tokens = _indices("view_ids", view_ids).reshape(-1), _indices("token_index", token_index)
         return self._reader.tokens(self.status(column), ids, tokens, out)
 
     def status(self, column: str) -> ColumnIndex:
         """The column's ledger as arrays. A column that is not sealed shows what is committed so far."""
         (column,) = self.checked_columns([column])
         if column not in self._indices:
-            if self.is_indexed(column):
-                table = self._index_table
-            else:
-                records = (self.record(column, shard) for shard in sorted(self.committed(column)))
-                table = build_table(self.header, {column: records})
+            table = self._sealed_table(column)
+            if table is None:
+                table = build_table(self.header, {column: self._records(column)})
             self._indices[column] = column_index(table, self.header, column, self.root)
         return self._indices[column]
+
+    def _sealed_table(self, column: str) -> pa.Table | None:
+        """The index, if it covers the column."""
+        try:
+            return self._index_table if self.is_indexed(column) else None
+        except (CorruptionError, IdentityError):
+            with settled_seal(self.root):
+                self._forget_seal()
+                return self._index_table if self.is_indexed(column) else None
+
+    def _records(self, column: str) -> Iterator[CommitRecord]:
+        """What is committed of a column; less what is taken back or exchanged meanwhile."""
+        for shard in sorted(self.committed(column)):
+            with contextlib.suppress(MissingRowError):
+                yield self.record(column, shard)
+
+    def _forget_seal(self) -> None:
+        self.__dict__.pop("seal_record", None)
+        self.__dict__.pop("_index_table", None)
 
     def ok_rows(self, columns: Sequence[str] | None = None) -> NDArray[np.int64]:
         """Views that have a target in all of these columns, ascending."""
@@ -434,20 +465,43 @@ class Store:
             ok &= self.status(name).ok
         return np.flatnonzero(ok).astype(np.int64)
 
-    def pixels_of(self, view_id: int) -> RowRecord:
-        """A record of this view with the hash of its pixels and who decoded them: from the first column that has it."""
-        # A column that is still being filled would have all its records read, to say the same.
-        names = [name for name in self.columns if self.is_indexed(name)] or self.columns
-        ledgers = [ledger for name in names if view_id in (ledger := self.status(name))] or [self.status(names[0])]
-        records = [ledger.row(view_id) for ledger in ledgers]
-        return next((record for record in records if record.status == "ok"), records[0])
+    def pixels_of(self, view_id: int, columns: Sequence[str] | None = None) -> RowRecord:
+        """A record of this view with the hash of its pixels and who decoded them: from the first column with a target.
 
-    def pixel_hash(self, view_id: int) -> str:
-        """xxh3 (hex) of the pixels that the teachers saw; empty for a view without target."""
-        return self.pixels_of(view_id).pixels
+        Args:
+            columns: those that are read; when None all that are indexed, or all where none is.
+
+        Raises:
+            MissingRowError: no column has a record of the view.
+            CorruptionError: the columns' targets come from different pixels.
+        """
+        # A column that is still being filled would have all its records read.
+        indexed = [name for name in self.columns if self.is_indexed(name)] or None
+        ledgers = [self.status(name) for name in self.checked_columns(indexed if columns is None else columns)]
+        records = [ledger.row(view_id) for ledger in ledgers if view_id in ledger] or [ledgers[0].row(view_id)]
+        seen = {ledger.column: ledger.row(view_id) for ledger in ledgers if view_id in ledger and ledger.ok[view_id]}
+        if len({record.pixels for record in seen.values()}) > 1:
+            found = ", ".join(f"{record.pixels} with {record.decoder} in {name}" for name, record in seen.items())
+            raise CorruptionError(
+                f"{self.root}: the columns' targets of view {view_id} come from different pixels: hash {found}. "
+                f"{repair_shard(self.root)}"
+            )
+        return next(iter(seen.values()), records[0])
+
+    def pixel_hash(self, view_id: int, columns: Sequence[str] | None = None) -> str:
+        """xxh3 (hex) of the pixels that the columns' teachers saw; empty for a view without target. See `pixels_of`."""
+        return self.pixels_of(view_id, columns).pixels
 
     @cached_property
     def _index_table(self) -> pa.Table:
         assert self.seal_record is not None
         repair = write_derived(self.root)
         return read_table(read_file(self.index_path, repair), self.header, self.seal_record, repair)
+
+
+def _indices(name: str, given: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    """Row or token numbers as int64; a mask or fractions would silently become other numbers."""
+    array = np.asarray(given)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise IdentityError(f"{name} must be integers, not {array.dtype}: a mask is given by np.flatnonzero(mask)")
+    return array.astype(np.int64)

@@ -32,6 +32,7 @@ from mvd_offline.shards.errors import (
     restore_identity,
     write_derived,
 )
+from mvd_offline.shards.exportfolder import EXPORT_FILE
 from mvd_offline.shards.index import join_batches, read_table, record_batch
 from mvd_offline.shards.schema import QUARANTINE, CommitRecord, SealRecord, StoreHeader
 from mvd_offline.shards.shardfile import check_file, check_rows
@@ -162,11 +163,12 @@ class _Check:
             yield Finding("", None, None, what, Remedy.restore, str(error))
             return
         self.store_id = self.store.store_id
-        self._pixels = np.zeros(self.store.header.rows, np.uint64)
+        self._pixels = {name: np.zeros(self.store.header.rows, np.uint64) for name in self.store.columns}
         self._batches: dict[tuple[str, int], pa.RecordBatch] = {}
         yield from self._identity()
         for column in self.store.columns:
             yield from self._column(column)
+        yield from self._other_pixels()
         yield from self._index()
         yield from self._strays()
 
@@ -210,7 +212,7 @@ class _Check:
         return set(draw.sample(views, min(self.sample_rows, len(views))))
 
     def _record(self, record: CommitRecord) -> Iterator[Finding]:
-        """Does the record name the plan's views, and did all columns see the same pixels?"""
+        """Does the record name the plan's views? Notes the pixels that their teacher saw."""
         ids = [row.view_id for row in record.rows]
         if self._plan_is_good and ids != self.store.shard_view_ids(record.shard).tolist():
             what = "the commit record names other views than the plan"
@@ -218,11 +220,19 @@ class _Check:
             return
         for row in record.rows:
             if row.status == "ok":
-                before, now = int(self._pixels[row.view_id]), int(row.pixels, 16)
-                self._pixels[row.view_id] = now
-                if before not in (0, now):
-                    what = f"its teacher saw other pixels ({now:016x}) than that of a column before it ({before:016x})"
-                    yield self._damaged(record.column, record.shard, row.view_id, what)
+                self._pixels[record.column][row.view_id] = int(row.pixels, 16)
+
+    def _other_pixels(self) -> Iterator[Finding]:
+        """Findings for views whose columns saw different pixels: no record says which of them is right."""
+        hashes = np.stack(list(self._pixels.values()))
+        most = hashes.max(axis=0)
+        least = np.where(hashes > 0, hashes, most).min(axis=0)
+        for view_id in np.flatnonzero(least != most).tolist():
+            seen = {name: f"{pixels[view_id]:016x}" for name, pixels in self._pixels.items() if pixels[view_id]}
+            said = ", ".join(f"{pixels} in {name}" for name, pixels in seen.items())
+            for column in seen:
+                what = f"the columns' teachers saw different pixels of it ({said})"
+                yield self._damaged(column, view_id // self.store.header.rows_per_shard, view_id, what)
 
     def _file(self, record: CommitRecord, sampled: set[int]) -> Iterator[Finding]:
         path = self.store.shard_path(record.column, record.shard)
@@ -286,7 +296,9 @@ class _Check:
 
     def _foreign_files(self) -> Iterator[Path]:
         store, root = self.store, self.root
-        known = {root / name for name in ("store.json", LOCAL_FILE, QUARANTINE, *column_files(store.header))}
+        known = {
+            root / name for name in ("store.json", LOCAL_FILE, EXPORT_FILE, QUARANTINE, *column_files(store.header))
+        }
         known |= {store.plan_path, store.index_path, store.seal_path, *store.folders()}
         for column in store.columns:
             for shard in range(store.shard_count):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -57,6 +57,7 @@ class ShardWork:
         """`retry` names the statuses whose rows are tried again."""
         self.plan = plan
         self._store, self._retry = store, frozenset(retry)
+        self._columns: Sequence[str] = store.columns
 
     def list_all(self) -> WorkList:
         """Every shard with something to do, whoever does it."""
@@ -64,6 +65,10 @@ class ShardWork:
         columns = {name: {*store.pending(name), *self._failed_shards(name)} for name in store.columns}
         work = [(shard, [c for c, found in columns.items() if shard in found]) for shard in range(store.shard_count)]
         return [(shard, names) for shard, names in work if names]
+
+    def only(self, columns: Iterable[str]) -> None:
+        """Leave other columns alone, for which there is no teacher: a repair may have set shards of theirs aside."""
+        self._columns = sorted(columns)
 
     def _failed_shards(self, column: str) -> set[int]:
         """Shards with a row to try again."""
@@ -107,7 +112,7 @@ class ShardWork:
                 on_done(entry)
 
     def _is_done(self, entry: Entry) -> bool:
-        return not entry.may_retry and all(self._store.is_committed(name, entry.shard) for name in self._store.columns)
+        return not entry.may_retry and all(self._store.is_committed(name, entry.shard) for name in self._columns)
 
     def _task(self, entry: Entry, claim: Claim) -> ShardTask | None:
         """What is to be done now that nobody else can do it; None if somebody did it all meanwhile."""
@@ -116,7 +121,7 @@ class ShardWork:
         views = store.shard_view_ids(shard)
         wanted: dict[str, frozenset[int]] = {}
         kept: dict[str, CommitRecord] = {}
-        for name in store.columns:
+        for name in self._columns:
             store.settle(name, shard)
             if not store.is_committed(name, shard):
                 wanted[name] = frozenset(views.tolist())

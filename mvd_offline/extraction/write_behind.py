@@ -11,6 +11,7 @@ from typing import Any, Final
 from numpy.typing import NDArray
 
 from mvd_offline.extraction.coding import CodedBatch, CodingWatch
+from mvd_offline.extraction.pixels import PixelWatch
 from mvd_offline.extraction.summary import ExtractSummary
 from mvd_offline.extraction.work import ShardTask
 from mvd_offline.shards.codecs import CodingError
@@ -84,6 +85,7 @@ class WriteBehind:
 
     def _begin(self, task: ShardTask) -> None:
         self._columns = {}
+        self._pixels = PixelWatch(self._store, task.shard)
         for name, wanted in task.wanted.items():
             kept = task.kept.get(name)
             producer = self._producer if kept is None else _both(kept.producer, self._producer)
@@ -103,6 +105,7 @@ class WriteBehind:
                 continue
             rendered: Rendered = item.renderings[size]
             pixels = pixel_hash(rendered.pixels)
+            self._pixels.see(item.view, wanting, pixels=pixels, decoder=rendered.decoder)
             for name, column in wanting.items():
                 row = column.add(view_id, *coded[name].row(slot), pixels=pixels, decoder=rendered.decoder)
                 self._watches[name].see(row, coded[name].features[slot])
@@ -163,7 +166,7 @@ class _OpenShard:
         assert self._record is not None
         try:
             return self._file.payload(row)
-        except CorruptionError as error:
+        except (CorruptionError, OSError) as error:
             raise CorruptionError(
                 f"column {self._record.column}, shard {self._record.shard}, row {row.view_id}: {error}. "
                 f"{repair_shard(self._store.root)}"

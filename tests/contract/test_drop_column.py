@@ -101,6 +101,20 @@ def test_what_a_killed_drop_left_goes_when_another_teacher_takes_the_name(store:
     assert not verify(store.root, "full").findings
 
 
+def test_a_damaged_record_costs_no_shard_when_a_lost_store_json_is_made_again(store: Store) -> None:
+    video = replace(store.header, columns={"video": store.header.columns["video"]})
+    (store.root / "store.json").unlink()
+    create_store(store.root, video, store.plan_path.read_bytes())
+    record = store.record_path("image", 0)
+    record.write_bytes(record.read_bytes()[:-5])
+
+    grown = add(store)
+
+    assert grown.committed("image") == {0, 1}
+    assert grown.shard_path("image", 0).exists()
+    assert any(finding.shard == 0 and "record" in finding.what for finding in verify(store.root, "full").findings)
+
+
 def test_the_rest_stays_readable_while_another_column_is_being_filled(store: Store) -> None:
     third = replace(store.header.columns["video"], name="video_h")
     create_store(store.root, replace(store.header, columns={"video_h": third}), store.plan_path.read_bytes())

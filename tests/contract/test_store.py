@@ -122,6 +122,14 @@ def test_token_indices_outside_the_row_are_refused(store: Store, tokens: list[ob
         store.read_tokens("video", [0], np.array(tokens))
 
 
+@pytest.mark.parametrize("given", [[2.9], [True, False]], ids=["fraction", "mask"])
+def test_what_is_no_row_number_is_refused_and_not_rounded(store: Store, given: list[object]) -> None:
+    with pytest.raises(IdentityError, match="view_ids must be integers"):
+        store.read(given)  # type: ignore[arg-type]
+    with pytest.raises(IdentityError, match="token_index must be integers"):
+        store.read_tokens("video", [0], np.ones((1, TOKENS), bool))
+
+
 @pytest.mark.parametrize(("view", "status"), FAILED.items())
 def test_a_row_without_target_raises_its_status_and_never_reads_as_zeros(store: Store, view: int, status: str) -> None:
     with pytest.raises(MissingRowError, match=f"row {view}.*status is {status}: broken at frame {view}"):

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,32 @@ def test_a_video_that_changed_is_found_in_a_loader_process_as_well(made: Path, s
             run=tmp_path / "run",
             root=tmp_path / "videos",
         )
+
+
+@pytest.mark.parametrize(("stale", "trained"), [("video", "video"), ("image", "image"), ("image", "video")])
+def test_the_pixels_of_the_columns_that_are_trained_on_are_compared(
+    made: Path, store: Path, tmp_path: Path, stale: str, trained: str
+) -> None:
+    folder = Path(shutil.copytree(store, tmp_path / "store"))
+    opened = open_store(folder)
+    for shard in range(opened.shard_count):
+        record = opened.record(stale, shard)
+        payloads = {row.view_id: opened.read_coded(stale, [row.view_id])[0].tobytes() for row in record.rows}
+        with opened.write_shard(stale, shard, producer=record.producer, replace=True) as writer:
+            for row in record.rows:
+                writer.keep(replace(row, pixels="77" * 8), payloads[row.view_id])
+    opened.seal()
+    weights = {"image": 0.0, "video": 0.0, trained: 1.0}
+    recipe = small_recipe({"optim.epochs": 1, "optim.warmup_epochs": 0, "loss.weights": weights})
+
+    def train() -> None:
+        distill(recipe, store_dir=folder, run=tmp_path / "run", root=made / "videos")
+
+    if stale == trained:
+        with pytest.raises(PixelMismatchError, match=f"{'77' * 8} with decord"):
+            train()
+    else:
+        train()
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_rows(

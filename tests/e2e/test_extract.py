@@ -33,8 +33,9 @@ from small_runs import (
 from mvd_offline.cli.main import main
 from mvd_offline.shards import Store, open_store
 from mvd_offline.shards.verify import verify
+from mvd_offline.video.decode import decode
 from mvd_offline.video.feed import RenderFeed
-from mvd_offline.video.synthetic import synthesize
+from mvd_offline.video.synthetic import encode, synthesize
 from mvd_offline.video.views import Plan
 
 
@@ -273,6 +274,60 @@ def test_a_retry_computes_the_failed_rows_and_keeps_all_others(
     assert {f"{c}/{s}": after.record(c, s) for c in after.columns for s in (0, 2, 4)} == untouched
     assert after.record("video", 1).producer["device"].startswith("drawn, cpu")
     assert not verify(folder, "full").findings
+
+
+def altered(root: Path, plan: Plan, view: int) -> None:
+    """Another video of the same shape takes the place of a view's."""
+    path = root / plan[view].path
+    encode(path, 255 - decode(path, range(plan[view].frames)).frames, 25)
+
+
+def test_a_retry_that_meets_other_pixels_than_another_column_is_refused(
+    store: Path, healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = drawn(store, healthy, {"video": {5}})
+    files, view = contents(store), Plan.read(store / "plan.parquet")[5]
+    altered(tmp_path / "videos", Plan.read(store / "plan.parquet"), 5)
+    again = ["extract", str(store), "--workers", "1", "--retry", "timeout", *WEIGHTS]
+    capsys.readouterr()
+
+    assert main(again) == 1
+
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    recorded = before.status("image").row(5)
+    assert f"column video, shard 1: view 5 of video {view.video_id} renders to other pixels than the teacher" in error
+    assert re.search(rf"[0-9a-f]{{16}} with decord \S+ here, {recorded.pixels} with {recorded.decoder} there", error)
+    assert contents(store) == files
+
+    # The other column's shard may be made again instead, as the error says.
+    found = re.search(r"of column image saw.* remove (\S+\.json), and `mvd-offline extract", error)
+    assert found is not None
+    Path(found[1]).unlink()
+    assert main(again) == 0
+    after = open_store(store)
+    assert after.pixel_hash(5) not in ("", recorded.pixels)
+    assert len(after.ok_rows()) == 24
+    assert not verify(store, "full").findings
+
+
+def test_a_column_added_from_other_pixels_is_refused_and_trained_on_by_nobody(
+    healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, videos = tmp_path / "store", tmp_path / "videos"
+    shutil.copytree(healthy, store)
+    shutil.copytree(Path(json.loads((store / "local.json").read_text())["videos_root"]), videos)
+    plan = Plan.read(store / "plan.parquet")
+    altered(videos, plan, 9)
+    adding = ["extract", str(store), "--teacher", "video_b=random:vit_tiny:7", "--root", str(videos), "--workers", "1"]
+
+    assert main(adding) == 1
+
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(r"column video_b, shard \d: view \d+ of video .* than the teacher of column image saw", error)
+    made = open_store(store, sealed=False)
+    changed = {view.shard for view in plan if view.path == plan[9].path}
+    assert changed.isdisjoint(made.committed("video_b"))
+    assert open_store(store, columns=["image", "video"]).is_indexed("image")
 
 
 def test_a_retry_that_heals_nothing_leaves_the_store_as_it_was(store: Path, healthy: Path, tmp_path: Path) -> None:

@@ -88,16 +88,75 @@ def test_notes_about_this_machine_go_along(store: Store, tmp_path: Path) -> None
     assert (tmp_path / "tar" / "local.json").read_bytes() == b"notes"
 
 
-def test_rows_that_were_made_again_since_are_exported_again(store: Store, tmp_path: Path) -> None:
-    export_store(store, tmp_path / "tar", "tar")
-    store.withdraw("video", 2)
-    write(store, "video", 2, {12: "too_short"})
+def made_again(store: Store) -> Store:
+    """The same store after row 9 of its last written column was tried again."""
+    write(store, "video", 2, {12: "too_short"}, replace=True)
     store.seal()
-    summary = export_store(open_store(store.root), tmp_path / "tar", "tar")
-    assert (summary.shards, summary.shards_kept) == (1, 7)
-    made = open_store(tmp_path / "tar")
-    assert 9 in made.ok_rows(["video"])
-    assert verify(made.root, "full").ok
+    return open_store(store.root)
+
+
+def killed_export(store: Store, out: Path, form: str, renames: int) -> None:
+    """An export that dies before this rename."""
+    code = CHILD.format(renames=renames, form=form, store=str(store.root), out=str(out))
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def unfinished_export(store: Store, out: Path) -> Store:
+    """All shards but the last: the folder takes some renames, then each shard two."""
+    killed_export(store, out, "tar", 17)
+    assert len(list((out / "commits").glob("*/0*.json"))) == 7
+    return open_store(out, sealed=False)
+
+
+def test_rows_that_were_made_again_before_an_export_is_finished_are_exported_again(
+    store: Store, tmp_path: Path
+) -> None:
+    unfinished_export(store, tmp_path / "tar")
+    assert [f.what for f in verify(tmp_path / "tar", "quick").findings if "no part" in f.what] == []
+    summary = export_store(made_again(store), tmp_path / "tar", "tar")
+    assert (summary.shards, summary.shards_kept) == (2, 6)
+    export_store(store, tmp_path / "straight", "tar")
+    assert files_of(tmp_path / "tar") == files_of(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_an_export_that_was_killed_while_it_exchanged_a_shard_goes_on(store: Store, tmp_path: Path, step: int) -> None:
+    unfinished_export(store, tmp_path / "tar")
+    source = made_again(store)
+    export_store(source, tmp_path / "straight", "tar")
+    # An exchange is three renames: the next record, the file, the record.
+    killed_export(source, tmp_path / "tar", "tar", step)
+    exchanging = list((tmp_path / "tar").rglob("*.next"))
+    assert len(exchanging) == (step in (1, 2))
+    export_store(source, tmp_path / "tar", "tar")
+    assert files_of(tmp_path / "tar") == files_of(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_store_of_its_own_with_other_rows_is_refused_and_left_alone(
+    store: Store, tmp_path: Path, complete: bool
+) -> None:
+    own = filled(tmp_path / "own", "tar")
+    made_again(own)
+    if not complete:
+        own.withdraw("image", 1)
+    before = files_of(own.root)
+    with pytest.raises(IdentityError, match=r"column video, shard 2 differs.*no unfinished export.*another folder"):
+        export_store(store, own.root, "tar", columns=["video"])
+    with pytest.raises(IdentityError, match="holds a store with other rows"):
+        export_store(store, own.root, "tar")
+    assert files_of(own.root) == before
+
+
+def test_a_finished_export_is_kept_and_never_exchanged(store: Store, tmp_path: Path) -> None:
+    export_store(store, tmp_path / "tar", "tar")
+    before = files_of(tmp_path / "tar")
+    assert "export.json" not in before
+    assert export_store(store, tmp_path / "tar", "tar").shards == 0
+    with pytest.raises(IdentityError, match="remove this one if it is an older export"):
+        export_store(made_again(store), tmp_path / "tar", "tar")
+    assert files_of(tmp_path / "tar") == before
 
 
 CHILD = """
@@ -126,9 +185,7 @@ def test_an_export_that_was_killed_goes_on(store: Store, tmp_path: Path, form: s
     def run(folder: Path) -> Any:
         return export_npy(store, folder) if form == "npy" else export_store(store, folder, form)
 
-    code = CHILD.format(renames=renames, form=form, store=str(store.root), out=str(tmp_path / "out"))
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=60, check=False)
-    assert done.returncode == -signal.SIGKILL
+    killed_export(store, tmp_path / "out", form, renames)
     before = {path: path.stat().st_ino for path in (tmp_path / "out").glob("*/*.[nt][pa][yr]")}
     summary = run(tmp_path / "out")
     run(tmp_path / "straight")

@@ -222,23 +222,27 @@ def test_another_decoder_that_gives_the_same_pixels_is_a_note(extracted: Store, 
     def decoded(row: RowRecord, target: NDArray[np.float16]) -> tuple[RowRecord, NDArray[np.float16]]:
         return dataclasses.replace(row, decoder="decord 0.5.2"), target
 
-    store = rewritten(extracted, tmp_path, decoded, column="image")  # the first column tells of pixels
+    store = rewritten(extracted, tmp_path, decoded, column="image")
     report = recompute(store.root, rows=16, device="cpu")
     assert report.ok
     counts = [re.match(r"(\d) views were decoded by decord 0.5.2 at extraction, and by \w+ ", n) for n in report.notes]
     assert sum(int(count[1]) for count in counts if count) == report.pixels_checked
 
 
-def test_another_decoder_that_gives_other_pixels_is_a_finding_that_names_both(extracted: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["image", "video"])
+def test_another_decoder_that_gives_other_pixels_is_a_finding_that_names_both(
+    extracted: Store, tmp_path: Path, column: str
+) -> None:
     def decoded(row: RowRecord, target: NDArray[np.float16]) -> tuple[RowRecord, NDArray[np.float16]]:
         return dataclasses.replace(row, decoder="decord 0.5.2", pixels=f"{row.view_id + 1:016x}"), target
 
-    store = rewritten(extracted, tmp_path, decoded, column="image")
+    store = rewritten(extracted, tmp_path, decoded, column=column)
     report = recompute(store.root, rows=16, device="cpu")
     assert len(report.findings) == report.pixels_checked
     for finding in report.findings:
         assert re.search(
-            r"other pixels .* with (pyav|decord) [\d.]+ here, 0+\d with decord 0\.5\.2 at extract", finding
+            rf"^column {column}: .* other pixels .* with (pyav|decord) [\d.]+ here, 0+\d with decord 0\.5\.2 at",
+            finding,
         )
 
 

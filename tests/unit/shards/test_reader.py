@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_stores import TOKENS, column_of, features_of, fill, new_store
+from small_stores import TOKENS, column_of, features_of, fill, new_store, write
 
-from mvd_offline.shards import CorruptionError, IdentityError, MissingRowError, Store, open_store, reader
+from mvd_offline.shards import (
+    CorruptionError,
+    IdentityError,
+    MissingRowError,
+    NotSealedError,
+    Store,
+    atomic,
+    open_store,
+    reader,
+    sealing,
+)
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.containers import CONTAINERS
+from mvd_offline.shards.errors import StoreError
 from mvd_offline.shards.reader import MOST_RUN_BYTES
 
 
@@ -187,3 +199,82 @@ def test_codecs_that_pack_more_than_tokens_give_their_extra_rows(tmp_path: Path)
     coded = get_codec("int8").encode(features_of(1, column))
     read = made.read_tokens("video", [1], np.array([[4, 2]]))
     np.testing.assert_array_equal(read[0], coded[[4, 2, TOKENS]])
+
+
+# ---- while others write ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=CONTAINERS)
+def growing(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """A sealed column, and one whose shards are all there but not yet in the index."""
+    columns = [column_of(name, codec="float16", container=request.param) for name in ("video", "image")]
+    made = new_store(tmp_path / "store", columns[:1], view_ids=range(12), rows_per_shard=6)
+    fill(made)
+    made.seal()
+    grown = new_store(tmp_path / "store", columns, view_ids=range(12), rows_per_shard=6)
+    fill(grown)
+    return grown
+
+
+@pytest.mark.parametrize("moment", ["before the index", "after the index", "sealed"])
+def test_a_column_opens_while_another_is_sealed(growing: Store, tmp_path: Path, moment: str) -> None:
+    """The writer stops where a reader may come; it goes on while the reader waits."""
+    early = open_store(growing.root, sealed=False)
+    assert early.is_indexed("video")  # it holds the old seal from here on
+    copy = shutil.copytree(growing.root, tmp_path / "copy")
+    open_store(copy, sealed=False).seal()
+    index, seal = (copy / "index.parquet").read_bytes(), (copy / "commits" / "index.json").read_bytes()
+    with ThreadPoolExecutor(2) as pool, atomic.folder_lock(growing.root):
+        growing.seal_path.unlink()
+        if moment != "before the index":
+            atomic.publish_bytes(growing.index_path, index)
+        if moment == "sealed":
+            atomic.publish_bytes(growing.seal_path, seal)
+        opened = pool.submit(open_store, growing.root, columns=["video"])
+        known = pool.submit(early.require_sealed, ["video"])
+        time.sleep(0.2)
+        atomic.publish_bytes(growing.index_path, index)
+        atomic.publish_bytes(growing.seal_path, seal)
+    np.testing.assert_array_equal(opened.result(5).read_coded("video", [3]), expected([3]))
+    known.result(5)
+    np.testing.assert_array_equal(early.read_coded("video", [3]), expected([3]))
+
+
+def test_a_store_that_nobody_seals_is_refused_at_once(growing: Store) -> None:
+    growing.seal_path.unlink()
+    began = time.perf_counter()
+    with pytest.raises(NotSealedError, match="no index of column video"):
+        open_store(growing.root, columns=["video"])
+    assert time.perf_counter() - began < sealing.MOST_SECONDS / 2
+
+
+def test_an_index_that_is_damaged_is_still_named(store: Store) -> None:
+    store.index_path.write_bytes(store.index_path.read_bytes()[:-1])
+    with pytest.raises(CorruptionError, match="does not match its digest"):
+        open_store(store.root)
+
+
+@pytest.mark.parametrize("change", ["exchanged", "exchanged and sealed", "taken back"])
+def test_a_shard_that_was_made_again_is_no_damage(store: Store, change: str) -> None:
+    store.read_coded("video", [6])
+    other = open_store(store.root)
+    if change == "taken back":
+        other.withdraw("video", 0)
+        other.shard_path("video", 0).unlink()
+    else:
+        write(other, "video", 0, {0: "timeout", 1: "timeout"}, replace=True)
+    if change == "exchanged and sealed":
+        other.seal()
+    store._reader.close_files()  # as many other files do
+    with pytest.raises(StoreError, match=r"row 5: .*was changed while it was read.*open the store again") as caught:
+        store.read_coded("video", [5])
+    assert not isinstance(caught.value, CorruptionError)
+    np.testing.assert_array_equal(store.read_coded("video", [6]), expected([6]))
+
+
+def test_a_shard_whose_exchange_begins_after_the_listing_is_left_out_of_the_ledger(growing: Store) -> None:
+    records = growing._records("image")
+    assert next(records).shard == 0
+    growing.next_record_path("image", 1).write_bytes(growing.record_path("image", 1).read_bytes())
+    assert list(records) == []
+    assert open_store(growing.root, sealed=False).status("image").view_ids.tolist() == list(range(6))

@@ -14,7 +14,7 @@ import small_stores
 from file_calls import Fault, FileCalls
 from small_stores import PRODUCER, TOKENS, WIDTH, column_of, files_of, fill, hash_of, new_store
 
-from mvd_offline.shards import NotAStoreError, Store, StoreError, create_store, open_store
+from mvd_offline.shards import CorruptionError, NotAStoreError, Store, StoreError, create_store, open_store
 from mvd_offline.shards.claims import Claims
 from mvd_offline.shards.codecs import CodingError
 from mvd_offline.shards.errors import ClaimError
@@ -179,11 +179,30 @@ def test_full_finds_shard_files_that_changed_places(store: Store) -> None:
     assert not verify(store.root, "full").ok
 
 
-def test_columns_whose_teachers_saw_other_pixels_are_found(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_stores, "hash_of", lambda view: f"{view + 77:016x}")
-    small_stores.write(store, "video", 2, replace=True)
+@pytest.mark.parametrize("stale", ["image", "video"])
+def test_where_columns_saw_different_pixels_all_of_them_are_made_again(
+    store: Store, stale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = files_of(store.root)
+    with monkeypatch.context() as patched:
+        patched.setattr(small_stores, "hash_of", lambda view: f"{view + 77:016x}")
+        small_stores.write(store, stale, 2, replace=True)
     store.seal()
-    assert "video 2 8 its teacher saw other pixels" in what(verify(store.root, "quick"))
+    with pytest.raises(
+        CorruptionError, match=f"view 8 come from different pixels.*{0x55:016x} with .* in {stale}.*--rep"
+    ):
+        store.pixels_of(8)
+    assert store.pixel_hash(8, ["video"]) == (f"{0x55:016x}" if stale == "video" else hash_of(8))
+
+    report, repaired = repair(store.root, "quick")
+
+    assert {(f.column, f.shard, f.row) for f in report.findings} == {
+        (c, 2, v) for c in ("image", "video") for v in (8, 9)
+    }
+    assert f"{hash_of(8)} in " in what(report)
+    assert f"{0x55:016x} in {stale}" in what(report)
+    assert repaired.remake == (("image", 2), ("video", 2))
+    assert whole_again(store, whole)
 
 
 def test_a_damaged_record_is_one_finding(store: Store) -> None:

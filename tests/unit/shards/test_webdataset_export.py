@@ -25,7 +25,7 @@ from mvd_offline.cli.main import main
 from mvd_offline.errors import MvdError, PixelMismatchError, UsageError
 from mvd_offline.local import Local, write_local
 from mvd_offline.recipe import ViewSection
-from mvd_offline.shards import IdentityError, Store, create_store, open_store
+from mvd_offline.shards import CorruptionError, IdentityError, Store, create_store, open_store
 from mvd_offline.shards.schema import open_document
 from mvd_offline.video.catalog import Catalog
 from mvd_offline.video.synthetic import encode
@@ -251,6 +251,32 @@ def test_pixels_that_changed_stop_the_export_with_the_views_name(store: Store, h
     assert not list((tmp_path / "out").glob(".tmp-*"))
     # The targets themselves are as good as before.
     assert export_webdataset(harmed, tmp_path / "bare", frames="none", quiet=True).rows == 6
+
+
+@pytest.mark.parametrize("stale", ["image", "video"])
+def test_a_column_made_from_other_pixels_stops_the_export_of_it(harmed: Path, tmp_path: Path, stale: str) -> None:
+    before = open_store(harmed)
+    view = int(before.ok_rows()[0])
+    shard = view // before.header.rows_per_shard
+    record = before.record(stale, shard)
+    with before.write_shard(stale, shard, producer=PRODUCER, replace=True) as writer:
+        for row in record.rows:
+            if row.status == "ok":
+                features = features_of(row.view_id, before.header.columns[stale])
+                writer.add(row.view_id, features, pixels="77" * 8, decoder="decord 0.5.2")
+            else:
+                writer.fail(row.view_id, row.status, row.detail)
+    before.seal()
+
+    for frames in ("npy", "none"):
+        with pytest.raises(
+            CorruptionError, match=f"view {view} come from different pixels.*{'77' * 8} with decord 0.5.2"
+        ):
+            export_webdataset(harmed, tmp_path / frames, frames=frames, quiet=True)
+    with pytest.raises(PixelMismatchError, match=f"view {view} of video .* {'77' * 8} with decord 0.5.2 at extraction"):
+        export_webdataset(harmed, tmp_path / "stale", columns=[stale], quiet=True)
+    (other,) = {"image", "video"} - {stale}
+    assert export_webdataset(harmed, tmp_path / "other", columns=[other], quiet=True).rows >= 6
 
 
 def test_a_video_that_is_gone_stops_the_export_with_the_views_name(store: Store, harmed: Path, tmp_path: Path) -> None:
