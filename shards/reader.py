@@ -141,12 +141,14 @@ class RowReader:
         if path.with_suffix(".next").exists() or not path.exists():
             return True
         try:
-            rows = CommitRecord.from_bytes(path.read_bytes(), str(path)).rows
+            record = CommitRecord.from_bytes(path.read_bytes(), str(path))
         except FileNotFoundError:
             return True
         except (StoreError, OSError):
             return False
-        facts = {row.view_id: (row.offset, row.length, row.crc32c) for row in rows}
+        if (record.column, record.shard) != (column.name, wanted.shard):
+            return False  # nobody writes that: it was moved here
+        facts = {row.view_id: (row.offset, row.length, row.crc32c) for row in record.rows}
         return facts.get(wanted.view_id) != (wanted.offset, wanted.length, wanted.crc32c)
 
 

@@ -63,8 +63,9 @@ def settled_seal(root: Path) -> Iterator[None]:
     """
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        deadline = time.monotonic() + MOST_SECONDS
-        while _is_held(descriptor) and time.monotonic() < deadline:
+        for _ in range(round(MOST_SECONDS / _POLL_SECONDS)):
+            if not _is_held(descriptor):
+                break
             time.sleep(_POLL_SECONDS)
         yield
     finally:
