@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,6 @@ from mvd_offline.cli.common import (
     named_paths,
     print_json,
     print_table,
-    stderr_console,
 )
 from mvd_offline.cli.shards_export import export
 from mvd_offline.cli.shards_print import (
@@ -32,10 +31,6 @@ from mvd_offline.cli.shards_print import (
     quantile_words,
     shards_table,
 )
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Look into a store, and check it.")
 
@@ -170,10 +165,10 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write one self-contained HTML page: identity, coverage, failures, sizes, errors, features, views."""
+    from mvd_offline.progress import WorkProgress
     from mvd_offline.report.page import write_report
 
-    with _progress() as progress:
-        task = progress.add_task("opening", total=None)
+    with WorkProgress("report", None, unit="done", enabled=not as_json) as progress:
         found = write_report(
             store,
             out,
@@ -181,7 +176,7 @@ def report(
             views=views,
             rows=rows,
             seed=seed,
-            on_progress=lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
+            on_progress=lambda what, done, total: progress.reach(done, what, total=total),
         )
     if as_json:
         print_json(found)
@@ -251,17 +246,17 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check a store; exit status 1 when something is wrong, with what to do about it."""
+    from mvd_offline.progress import WorkProgress
     from mvd_offline.shards.repair import repair as check_and_repair
     from mvd_offline.shards.verify import verify as check
 
     repaired = again = None
-    with _progress() as progress:
-        task = progress.add_task("checking", total=None)
+    with WorkProgress("verify", None, unit="shards", enabled=not as_json) as progress:
         arguments: dict[str, Any] = {
             "level": "sample" if level is LevelName.recompute else level.value,
             "sample_rows": rows,
             "seed": seed,
-            "on_shard": lambda done, total: progress.update(task, completed=done, total=total),
+            "on_shard": lambda done, total: progress.reach(done, "", total=total),
         }
         if repair:
             report, repaired = check_and_repair(store, **arguments)
@@ -282,11 +277,3 @@ def verify(
             typer.echo("not recomputed: repair the findings first")
     if not ok:
         raise typer.Exit(1)
-
-
-def _progress() -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = stderr_console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal, transient=True)

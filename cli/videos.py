@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvd_offline.cli.common import JsonOption, human_bytes, human_duration, print_json, print_table, stderr_console
+from mvd_offline.cli.common import JsonOption, human_bytes, human_duration, print_json, print_table
 
 if TYPE_CHECKING:
     from mvd_offline.video.catalog import Catalog
@@ -56,10 +54,11 @@ def scan(
     as_json: JsonOption = False,
 ) -> None:
     """Probe every video and write the catalog; files that hang or crash a decoder are recorded as such."""
+    from mvd_offline.progress import WorkProgress
     from mvd_offline.video.catalog import Catalog
     from mvd_offline.video.catalog import scan as scan_videos
 
-    with _progress("scanning") as on_progress:
+    with WorkProgress("scan", None, unit="videos") as progress:
         catalog = scan_videos(
             source,
             root=root,
@@ -70,7 +69,7 @@ def scan(
             timeout_seconds=timeout_seconds,
             min_frames=min_frames,
             previous=Catalog.read(out) if out.exists() else None,
-            on_progress=on_progress,
+            on_progress=lambda done, total: progress.reach(done, "", total=total),
         )
     catalog.write(out)
     _report_scan(catalog, out, as_json)
@@ -92,12 +91,13 @@ def synth(
     as_json: JsonOption = False,
 ) -> None:
     """Make labelled videos whose classes need both appearance and motion: 4 textures x 4 directions."""
+    from mvd_offline.progress import WorkProgress
     from mvd_offline.video.synthetic import synthesize
 
     written: dict[str, int] = {}
     for name, count in (("train", videos_per_class), ("test", test_videos_per_class)):
         if count:
-            with _progress(f"making {name} videos") as on_progress:
+            with WorkProgress(f"synth {name}", None, unit="videos") as progress:
                 paths = synthesize(
                     out / name,
                     videos_per_class=count,
@@ -107,7 +107,7 @@ def synth(
                     short_side=short_side,
                     frames=frames,
                     workers=workers,
-                    on_progress=on_progress,
+                    on_progress=lambda done, total, progress=progress: progress.reach(done, "", total=total),
                 )
             written[name] = len(paths)
     if as_json:
@@ -199,21 +199,3 @@ def _report_scan(catalog: Catalog, out: Path, as_json: bool) -> None:
     typer.echo(f"{len(catalog.videos)} videos: {counts}")
     typer.echo(f"readable: {human_duration(seconds)} of video, {human_bytes(sum(video.size for video in ok))}")
     typer.echo(f"catalog: {out}")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, else a line for every tenth of the work; on standard error."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = stderr_console()
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-
-        def on_progress(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-            if not console.is_terminal and done * 10 // total > (done - 1) * 10 // total:
-                typer.echo(f"{what}: {done} of {total}", err=True)
-
-        yield on_progress

@@ -40,7 +40,10 @@ def is_finite(coded: Tensor) -> Tensor:
 
 
 def coding_errors(features: Tensor, decoded: Tensor) -> Tensor:
-    """What coding cost each row: (B, 4) float64, the arguments of `CodingError.of`. See `codecs.measure_error`."""
+    """What coding cost each row: (B, 4) float64, the arguments of `CodingError.of`. See `codecs.measure_error`.
+
+    Not finite where float32 cannot hold the features' squares; those of float64 features always are.
+    """
     difference = decoded - features
     squared, moved, along = (
         (first * second).sum(dim=-1).double()
@@ -53,7 +56,8 @@ def coding_errors(features: Tensor, decoded: Tensor) -> Tensor:
     missing = torch.where(
         product > 0, (moved - grown**2) / torch.where(product > 0, product, 1.0), (moved > 0).double()
     )
-    relative = (moved.sum(dim=1) / squared.sum(dim=1).clamp_min(tiny)).sqrt()
+    total = squared.sum(dim=1)
+    relative = torch.where(total.isfinite(), moved.sum(dim=1) / total.clamp_min(tiny), torch.nan).sqrt()
     largest = difference.abs().amax(dim=(1, 2)).double()
     return torch.stack([relative, missing.amax(dim=1), missing.mean(dim=1), largest], dim=1)
 

@@ -10,16 +10,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class WorkProgress:
-    """How much of a known amount of work is done, with a note such as a rate, and the time left.
+    """How much of the work is done, with a note such as a rate, and the time left.
 
     >>> with WorkProgress("extract", total=64, unit="clips") as progress:   # doctest: +SKIP
     ...     progress.reach(8, "1.3 clips/s  0.02 GB")
     """
 
     def __init__(
-        self, title: str, total: int, *, unit: str, done: int = 0, enabled: bool = True, every_seconds: float = 30.0
+        self,
+        title: str,
+        total: int | None,
+        *,
+        unit: str,
+        done: int = 0,
+        enabled: bool = True,
+        every_seconds: float = 30.0,
     ) -> None:
-        """`done` was finished before; `enabled` is False on the processes that do not report."""
+        """`total` may be None until `reach` tells it; `done` was finished before; a run reports on one process."""
         self._console = Console(stderr=True)
         self._title, self._total, self._unit, self._first = title, total, unit, done
         self._enabled, self._every = enabled, every_seconds
@@ -48,21 +55,21 @@ class WorkProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def reach(self, done: int, note: str | None = None) -> None:
+    def reach(self, done: int, note: str | None = None, *, total: int | None = None) -> None:
         """`done` units are finished; without a note a terminal's bar moves and nothing is printed elsewhere."""
+        self._total = self._total if total is None else total
         if self._bar is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.update(self._task, completed=done, total=self._total)
             if note is not None:
                 self._bar.update(self._task, note=note)
-        elif self._enabled and note is not None:
-            self._print(done, note)
+        elif self._enabled and note is not None and self._total is not None:
+            self._print(done, self._total, note)
 
-    def _print(self, done: int, note: str) -> None:
+    def _print(self, done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        if now - self._last < self._every and done < self._total:
+        if now - self._last < self._every and done < total:
             return
         self._last = now
-        left = (now - self._began) * (self._total - done) / max(1, done - self._first)
-        self._console.print(
-            f"{self._title}: {done}/{self._total} {self._unit}  {note}  {left:.0f} s left", highlight=False
-        )
+        left = (now - self._began) * (total - done) / max(1, done - self._first)
+        said = f"{note}  " if note else ""
+        self._console.print(f"{self._title}: {done}/{total} {self._unit}  {said}{left:.0f} s left", highlight=False)

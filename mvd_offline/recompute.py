@@ -21,7 +21,7 @@ from mvd_offline.models.teachers import Teacher
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.errors import MissingRowError
 from mvd_offline.shards.schema import list_differences
-from mvd_offline.shards.statistics import quantiles
+from mvd_offline.shards.statistics import quantiles, spread_rows
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.video.feed import FeedItem
 from mvd_offline.video.views import Plan, View, pixel_hash, render_sizes
@@ -261,7 +261,7 @@ def _chosen_batches(store: Store, rows: int) -> list[NDArray[np.int64]]:
     ok = store.ok_rows()
     if len(ok) == 0:
         raise MissingRowError(f"{store.root} has no row to recompute yet: run `mvd-offline extract {store.root}`.")
-    chosen = set(ok[np.unique(np.linspace(0, len(ok) - 1, min(rows, len(ok))).round().astype(np.int64))].tolist())
+    chosen = set(spread_rows(ok, rows).tolist())
     shards = sorted({view_id // store.header.rows_per_shard for view_id in chosen})
     batches = [ids for shard in shards for ids in batches_of(store.shard_view_ids(shard), store.header.batch_rows)]
     return [ids for ids in batches if chosen & set(ids.tolist())]

@@ -252,10 +252,11 @@ def measure_error(features: NDArray[np.float32], decoded: NDArray[Any]) -> Codin
     difference = decoded.astype(np.float32) - features
     if not difference.any():
         return CodingError(0.0, 1.0, 1.0, 0.0)
-    squared, moved, along = (
-        np.einsum("nd,nd->n", first, second).astype(np.float64)
-        for first, second in ((features, features), (difference, difference), (difference, features))
-    )
+    pairs = (features, features), (difference, difference), (difference, features)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared, moved, along = (np.einsum("nd,nd->n", *pair).astype(np.float64) for pair in pairs)
+    if not np.isfinite(squared).all():  # float32 cannot hold the squares of such large features
+        squared, moved, along = (np.einsum("nd,nd->n", *pair, dtype=np.float64) for pair in pairs)
     before, after = np.sqrt(squared), np.sqrt(np.maximum(squared + 2 * along + moved, 0))
     # 1 - cos = (|e|^2 - (|y| - |x|)^2) / (2 |x| |y|): exact for small errors, where cos itself has lost its digits.
     grown = (2 * along + moved) / np.maximum(before + after, np.finfo(np.float64).tiny)

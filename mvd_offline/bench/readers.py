@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -72,11 +73,11 @@ def installed(peer: str) -> bool:
 # ---- by row number -----------------------------------------------------------------------------------------------
 
 
-class _ByRow(Dataset[NDArray[Any]]):
+class _ByRow(Dataset[NDArray[Any]], ABC):
     """Reads the row that is asked for."""
 
-    def __getitem__(self, number: int) -> NDArray[Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, number: int) -> NDArray[Any]: ...
 
     def rows(self, order: Sequence[int]) -> Iterable[NDArray[Any]]:
         return map(self.__getitem__, order)
@@ -105,8 +106,8 @@ class _InPlace(_ByRow):
     def __init__(self, row: NDArray[Any]) -> None:
         self._row = row[None]
 
-    def fill(self, numbers: Sequence[int], out: NDArray[Any]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def fill(self, numbers: Sequence[int], out: NDArray[Any]) -> None: ...
 
     def __getitem__(self, number: int) -> NDArray[Any]:
         self.fill([number], self._row)

@@ -32,7 +32,10 @@ class CodedBatch:
     @torch.inference_mode()
     def of(cls, features: Tensor, codec: str) -> CodedBatch:
         coded = encode(features, codec)
-        measured = coding_errors(features, decode(coded, codec)).cpu()
+        decoded = decode(coded, codec)
+        measured = coding_errors(features, decoded).cpu()
+        if not measured.isfinite().all():
+            measured = coding_errors(features.double(), decoded.double()).cpu()
         stored = coded.view(torch.uint16) if coded.dtype == torch.bfloat16 else coded
         errors = tuple(as_coding_error(row) for row in measured)
         return cls(codec, features, stored.cpu().numpy(), errors, tuple(is_finite(coded).tolist()))

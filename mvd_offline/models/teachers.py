@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ DEFAULT_FRAMES = 16
 DEFAULT_IMAGE_SIZE = 224
 
 
-class Teacher(nn.Module):
+class Teacher(nn.Module, ABC):
     """(B, 3, T, H, W), normalised, to (B, N, D): the residual stream after the last block, before the final norm.
 
     Always in evaluation mode and without gradients. Runs under autocast to `precision` and returns float32.
@@ -77,8 +78,9 @@ class Teacher(nn.Module):
         return self.arch.width
 
     @property
+    @abstractmethod
     def positions(self) -> str:
-        raise NotImplementedError
+        """Name of the position table."""
 
     def forward(self, video: Tensor) -> Tensor:
         if video.ndim != 5 or video.shape[1] != 3:
@@ -92,8 +94,9 @@ class Teacher(nn.Module):
         with torch.no_grad(), self._autocast(video):
             return self._features(video).float()
 
+    @abstractmethod
     def _features(self, video: Tensor) -> Tensor:
-        raise NotImplementedError
+        """(B, N, D) of a video that was checked."""
 
     def _autocast(self, video: Tensor) -> contextlib.AbstractContextManager[Any]:
         # float32 also switches off an outer autocast: a teacher's precision is part of its identity.

@@ -40,7 +40,7 @@ def test_scan_writes_a_catalog_and_says_counts(made: Path, tmp_path: Path) -> No
     done = run("scan", made / "train", "--out", tmp_path / "c.parquet", "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert "8 videos: 8 ok, 0 unreadable, 0 too_short, 0 timeout, 0 missing" in done.stdout
-    assert "scanning: 8 of 8" in done.stderr
+    assert "scan: 8/8 videos" in done.stderr
     catalog = Catalog.read(tmp_path / "c.parquet")
     assert len(catalog.classes) == 4
     assert catalog.root == made / "train"

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from mvd_offline.coding import as_coding_error, coding_errors, decode, encode, is_finite
+from mvd_offline.extraction.coding import CodedBatch
 from mvd_offline.shards.codecs import CODECS, get_codec, measure_error
 
 
@@ -54,6 +55,20 @@ def test_a_batch_is_coded_decoded_and_measured_as_by_the_store(name: str) -> Non
         measured, reference = as_coding_error(errors[position]), measure_error(row, codec.decode(expected))
         np.testing.assert_allclose(list(vars(measured).values()), list(vars(reference).values()), rtol=2e-3, atol=2e-9)
         assert 1 - measured.cosine_min == pytest.approx(1 - reference.cosine_min, rel=1e-2, abs=2e-9)
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "int8"])
+@pytest.mark.parametrize("size", [1e18, 1e25, 1e35])
+def test_features_whose_squares_overflow_are_measured_all_the_same(name: str, size: float) -> None:
+    features = np.random.default_rng(0).standard_normal((2, 9, 8), np.float32)
+    usual, large = (
+        CodedBatch.of(torch.from_numpy(features), name),
+        CodedBatch.of(torch.from_numpy(features * np.float32(size)), name),
+    )
+    decoded = get_codec(name).decode(large.rows[0])
+    for found in (large.errors[0], measure_error(features[0] * np.float32(size), decoded)):
+        assert found.relative_error == pytest.approx(usual.errors[0].relative_error, rel=0.2)
+        assert found.cosine_min == pytest.approx(usual.errors[0].cosine_min, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", CODECS)
