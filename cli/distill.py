@@ -22,8 +22,8 @@ def distill(
 ) -> None:
     """Train a student on the masked features of its teachers. Works under accelerate launch."""
     from mvd_offline.cli.common import report_training
-    from mvd_offline.distill import STUDENT_FILE
     from mvd_offline.distill import distill as job
+    from mvd_offline.distillation.task import STUDENT_FILE
     from mvd_offline.recipe import load_distill
 
     summary = job(load_distill(recipe, overrides or ()), store_dir=store, run=run, root=root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from mvd_offline.cli.common import JsonOption, human_bytes, human_duration, print_json, print_table
 
 if TYPE_CHECKING:
+    from mvd_offline.progress import WorkProgress
     from mvd_offline.video.catalog import Catalog
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Catalogs of videos: scan, synth, show.")
@@ -69,7 +71,7 @@ def scan(
             timeout_seconds=timeout_seconds,
             min_frames=min_frames,
             previous=Catalog.read(out) if out.exists() else None,
-            on_progress=lambda done, total: progress.reach(done, "", total=total),
+            on_progress=partial(_reach, progress),
         )
     catalog.write(out)
     _report_scan(catalog, out, as_json)
@@ -107,7 +109,7 @@ def synth(
                     short_side=short_side,
                     frames=frames,
                     workers=workers,
-                    on_progress=lambda done, total, progress=progress: progress.reach(done, "", total=total),
+                    on_progress=partial(_reach, progress),
                 )
             written[name] = len(paths)
     if as_json:
@@ -199,3 +201,7 @@ def _report_scan(catalog: Catalog, out: Path, as_json: bool) -> None:
     typer.echo(f"{len(catalog.videos)} videos: {counts}")
     typer.echo(f"readable: {human_duration(seconds)} of video, {human_bytes(sum(video.size for video in ok))}")
     typer.echo(f"catalog: {out}")
+
+
+def _reach(progress: WorkProgress, done: int, total: int) -> None:
+    progress.reach(done, "", total=total)

@@ -84,8 +84,8 @@ def _encode_int8(features: Tensor) -> Tensor:
 def _channel_exponents(features: Tensor) -> Tensor:
     """(B, D) int32: the power of two next to the root mean square of each channel's tokens."""
     norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
-    mantissa, exponent = torch.frexp(norms / max(features.shape[1], 1) ** 0.5)
-    nearest = torch.where(norms > 0, exponent - (mantissa < 0.5**0.5).int(), 0)
+    exponents = torch.frexp(norms * norms / max(features.shape[1], 1)).exponent
+    nearest = torch.where(norms > 0, exponents >> 1, 0)
     return nearest.clamp(*INT8_EXPONENTS).int()
 
 

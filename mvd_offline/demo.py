@@ -19,7 +19,8 @@ import torch
 
 from mvd_offline.bench.step import StepTimes, time_steps
 from mvd_offline.curves import draw_curves
-from mvd_offline.distill import STUDENT_FILE, distill
+from mvd_offline.distill import distill
+from mvd_offline.distillation.task import STUDENT_FILE
 from mvd_offline.errors import UsageError
 from mvd_offline.evaluate import evaluate
 from mvd_offline.extract import extract

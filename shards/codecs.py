@@ -187,9 +187,10 @@ class _Int8:
 
 def _channel_exponents(features: NDArray[np.float32]) -> NDArray[np.int32]:
     """For each channel the power of two next to the root mean square of its tokens; 0 for a channel of zeros."""
-    squares = np.einsum("nd,nd->d", features, features, dtype=np.float64)
-    mantissa, exponent = np.frexp(np.sqrt(squares / max(len(features), 1)))
-    nearest = np.where(squares > 0, exponent - (mantissa < np.sqrt(0.5)), 0)
+    norms = np.sqrt(np.einsum("nd,nd->d", features, features, dtype=np.float64))
+    # Halving the exponent of the mean square rounds log2 of its root, ties upwards, without a rounding of its own.
+    exponents = np.frexp(norms * norms / max(len(features), 1))[1]
+    nearest = np.where(norms > 0, exponents >> 1, 0)
     return np.clip(nearest, *INT8_EXPONENTS).astype(np.int32)
 
 

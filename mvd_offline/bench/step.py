@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mvd_offline.bench.measure import Spread, machine
-from mvd_offline.distill import DistillTask
+from mvd_offline.distillation.task import DistillTask
 from mvd_offline.errors import UsageError
 from mvd_offline.local import resolve_root
 from mvd_offline.recipe import DistillRecipe

@@ -11,7 +11,7 @@ from mvd_offline.errors import UsageError
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.randomness import KeyedStream
 
-MaskKind = Literal["tube", "random"]
+MaskKind = Literal["tube", "random", "none"]
 
 
 def masked_tokens(kind: MaskKind, grid: TokenGrid, ratio: float) -> int:
@@ -22,7 +22,9 @@ def masked_tokens(kind: MaskKind, grid: TokenGrid, ratio: float) -> int:
         return grid.t * int(ratio * grid.tokens_per_slice)
     if kind == "random":
         return int(ratio * grid.num_tokens)
-    raise UsageError(f"mask kind {kind!r} is unknown; allowed: tube, random")
+    if kind == "none":
+        return 0
+    raise UsageError(f"mask kind {kind!r} is unknown; allowed: tube, random, none")
 
 
 def tube_mask(grid: TokenGrid, ratio: float, stream: KeyedStream) -> NDArray[np.bool_]:
@@ -37,7 +39,9 @@ def random_mask(grid: TokenGrid, ratio: float, stream: KeyedStream) -> NDArray[n
 
 
 def draw_mask(kind: MaskKind, grid: TokenGrid, ratio: float, stream: KeyedStream) -> NDArray[np.bool_]:
-    """`tube_mask` or `random_mask` by its name in a recipe."""
+    """`tube_mask` or `random_mask` by its name in a recipe; `none` hides nothing."""
+    if kind == "none":
+        return np.zeros(grid.num_tokens, np.bool_)
     return tube_mask(grid, ratio, stream) if kind == "tube" else random_mask(grid, ratio, stream)
 
 

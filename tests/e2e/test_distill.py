@@ -19,7 +19,9 @@ from small_runs import fill, make_store, metrics, once, plan_small, scan_videos,
 from torch import Tensor
 
 from mvd_offline.cli.main import main
-from mvd_offline.distill import DistillTask, check_store, distill
+from mvd_offline.distill import distill
+from mvd_offline.distillation.checking import check_store
+from mvd_offline.distillation.task import DistillTask
 from mvd_offline.errors import PixelMismatchError
 from mvd_offline.models import load_student
 from mvd_offline.shards import IdentityError, open_store

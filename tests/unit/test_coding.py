@@ -41,6 +41,13 @@ def test_any_row_is_coded_as_by_the_store(name: str, row: NDArray[np.float32]) -
     assert is_finite(coded).tolist() == [True]
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 32, 1568])
+def test_a_channel_between_two_powers_of_two_is_coded_as_by_the_store(tokens: int) -> None:
+    row = np.zeros((tokens, 24), np.float32)
+    row[0] = 2.0 ** np.arange(-12, 12)
+    assert stored_bits(encode(torch.from_numpy(row)[None], "int8")) == get_codec("int8").encode(row).tobytes()
+
+
 @pytest.mark.parametrize("name", CODECS)
 def test_a_batch_is_coded_decoded_and_measured_as_by_the_store(name: str) -> None:
     features = teacher_like()
@@ -58,7 +65,7 @@ def test_a_batch_is_coded_decoded_and_measured_as_by_the_store(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "int8"])
-@pytest.mark.parametrize("size", [1e18, 1e25, 1e35])
+@pytest.mark.parametrize("size", [2.0**60, 2.0**83, 2.0**116])
 def test_features_whose_squares_overflow_are_measured_all_the_same(name: str, size: float) -> None:
     features = np.random.default_rng(0).standard_normal((2, 9, 8), np.float32)
     usual, large = (
@@ -67,8 +74,8 @@ def test_features_whose_squares_overflow_are_measured_all_the_same(name: str, si
     )
     decoded = get_codec(name).decode(large.rows[0])
     for found in (large.errors[0], measure_error(features[0] * np.float32(size), decoded)):
-        assert found.relative_error == pytest.approx(usual.errors[0].relative_error, rel=0.2)
-        assert found.cosine_min == pytest.approx(usual.errors[0].cosine_min, abs=1e-4)
+        assert found.relative_error == pytest.approx(usual.errors[0].relative_error, rel=1e-3)
+        assert found.cosine_min == pytest.approx(usual.errors[0].cosine_min, abs=2e-9)
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -317,7 +317,7 @@ def test_overrides_leave_the_given_mapping_alone() -> None:
         ("teachers.image.weight=3", r"teachers\.image\.weight is no known key; did you mean weights\?"),
         ("views.frames=8", r"views is no known key; did you mean view\?"),
         ("optim.epochs=-1", r"optim\.epochs: input should be greater than 0 \(found -1"),
-        ("view.crop=middle", r"view\.crop: .*'multiscale' or 'center'.*found 'middle'"),
+        ("view.crop=middle", r"view\.crop: .*'multiscale', 'center' or 'random_resized'.*found 'middle'"),
         ("view.frames=15", r"frames \(15\) is not a multiple of tubelet_size \(2\)"),
         ("loss.weights={image: 0}", "no teacher has a loss weight above zero"),
         ("kind=distil", "kind is 'distil'; allowed: distill, pretrain, finetune"),
@@ -332,7 +332,12 @@ def test_a_bad_override_is_refused_with_its_path_and_a_hint(override: str, messa
 
 
 def test_a_missing_key_is_named() -> None:
-    with pytest.raises(RecipeError, match="teachers is missing"):
+    with pytest.raises(RecipeError, match="name is missing"):
+        load_recipe({"kind": "distill", "teachers": {}})
+
+
+def test_a_recipe_without_an_objective_is_refused() -> None:
+    with pytest.raises(RecipeError, match="there is nothing to learn from"):
         load_recipe({"kind": "distill", "name": "x"})
 
 

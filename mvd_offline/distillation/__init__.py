@@ -1,0 +1,1 @@
+"""What distillation adds to the shared training loop: which samples, how they are read, what is minimised."""
