@@ -168,7 +168,7 @@ def report(
     from mvd_offline.progress import WorkProgress
     from mvd_offline.report.page import write_report
 
-    with WorkProgress("report", None, unit="done", enabled=not as_json) as progress:
+    with WorkProgress("report", None, unit="", enabled=not as_json) as progress:
         found = write_report(
             store,
             out,

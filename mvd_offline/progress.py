@@ -71,5 +71,5 @@ class WorkProgress:
             return
         self._last = now
         left = (now - self._began) * (total - done) / max(1, done - self._first)
-        said = f"{note}  " if note else ""
-        self._console.print(f"{self._title}: {done}/{total} {self._unit}  {said}{left:.0f} s left", highlight=False)
+        said = "  ".join(part for part in (f"{done}/{total} {self._unit}".strip(), note, f"{left:.0f} s left") if part)
+        self._console.print(f"{self._title}: {said}", highlight=False)
