@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mvd_offline.bench.read import Reading, ReadTimes
+    from mvd_offline.bench.science.run import ScienceResult
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measurements.")
 
@@ -128,6 +130,57 @@ def read(
         print_json(times.to_json())
     else:
         _print_read_times(times)
+
+
+@app.command()
+def science(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything it makes; run it again to go on.")] = Path(
+        "science-out"
+    ),
+    seeds: Annotated[int, typer.Option(help="Students and classifiers of each row.", min=1)] = 3,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps of everything: does it run?")] = False,
+    processes: Annotated[int, typer.Option(help="Rows that are worked on at a time.", min=1)] = min(
+        8, os.cpu_count() or 1
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """The paper's comparisons in miniature: what to learn from, how often a view may be seen again. About an hour."""
+    from mvd_offline.bench.science.run import PAGE_FILE, RESULTS_FILE, science
+    from mvd_offline.cli.common import print_json, stderr_console
+
+    console = stderr_console()
+    result = science(
+        out,
+        seeds=seeds,
+        quick=quick,
+        processes=processes,
+        say=lambda line: console.print(f"bench science: {line}", highlight=False),
+    )
+    if as_json:
+        print_json(result.to_json())
+        return
+    _print_science(result)
+    typer.echo(f"written to {out / PAGE_FILE} and {out / RESULTS_FILE}")
+
+
+def _print_science(result: ScienceResult) -> None:
+    from rich.table import Table
+
+    from mvd_offline.bench.science.pages import FINDING_HEADS, RESULT_HEADS, TABLES, finding_cells, result_cells
+    from mvd_offline.cli.common import print_table
+
+    for name, rows in result.tables.items():
+        table = Table(*RESULT_HEADS, title=TABLES[name], title_justify="left")
+        for row in rows:
+            table.add_row(*result_cells(row))
+        print_table(table)
+    table = Table(*FINDING_HEADS, title="The paper's orderings", title_justify="left")
+    for finding in result.findings:
+        table.add_row(*finding_cells(finding))
+    print_table(table)
+    for fact in result.facts:
+        typer.echo(f"- {fact}")
+    typer.echo(", ".join(f"{key} {value}" for key, value in result.machine.items()))
 
 
 def _numbers(text: str) -> list[int]:

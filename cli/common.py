@@ -109,8 +109,30 @@ def report_training(summary: Any, run: Path, product: Path, as_json: bool, follo
             f"{summary.steps} steps in {human_duration(summary.seconds)}: {summary.samples_per_second:.3g} clips/s, "
             f"{100 * summary.data_wait_share:.0f} % of it waiting for data; {losses}"
         )
+    if (hours := _hours(run)) is not None:
+        typer.echo(hours)
     typer.echo(f"wrote {product}; curves: {run / 'metrics.jsonl'}, tensorboard --logdir {run}")
     typer.echo(f"next: {following}")
+
+
+def _hours(run: Path) -> str | None:
+    """What a run's `report.json` says of its hours, in a line."""
+    from mvd_offline.accounting import REPORT_FILE
+
+    path = run / REPORT_FILE
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    parts = [f"training {human_duration(report['training']['device_seconds'])}"]
+    if (extraction := report["extraction_device_seconds"]) is not None:
+        parts.append(f"extraction {human_duration(extraction)}")
+    for name, seconds in (report["teachers_device_seconds"] or {}).items():
+        if seconds is not None:
+            parts.append(f"pretraining of the {name} teacher {human_duration(seconds)}")
+    text = "time of one device, measured: " + ", ".join(parts)
+    if (online := report["online_device_seconds"]) is not None and not report["online_is_measured"]:
+        text += f"; with online teachers the training would have taken {human_duration(online)}, estimated"
+    return f"{text} ({path})"
 
 
 def human_bytes(count: float) -> str:

@@ -106,6 +106,13 @@ def _print(store: Path, summary: dict[str, Any]) -> None:
 
     from mvd_offline.cli.common import human_bytes, human_duration, print_table
 
+    if not summary["coding"]:
+        typer.echo(
+            f"nothing to extract: {store} has no columns, because its recipe has no teachers. Its views can be trained "
+            "on as they are; --teacher NAME=PATH would add a teacher's targets."
+        )
+        typer.echo(f"next: mvd-offline distill RECIPE --store {store} --run DIR")
+        return
     table = Table("", "", title=f"Extraction into {store}", show_header=False, title_justify="left")
     rows = ", ".join(f"{count} {status}" for status, count in summary["rows"].items()) or "none: nothing was left to do"
     table.add_row("rows", rows)

@@ -8,12 +8,25 @@ from typing import Annotated
 import typer
 
 from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
+from mvd_offline.cli.dry_run import (
+    DryRunOption,
+    ProcessesOption,
+    SamplesOption,
+    TflopsOption,
+    needed,
+    print_dry_run,
+    processes_of_launch,
+)
 
 
 def finetune(
     recipe: RecipeArgument,
-    videos: Annotated[Path, typer.Option("--videos", help="Catalog of the training videos.", show_default=False)],
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run; run it again to go on.", show_default=False)],
+    videos: Annotated[
+        Path | None, typer.Option("--videos", help="Catalog of the training videos.", show_default=False)
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Folder of the run; run it again to go on.", show_default=False)
+    ] = None,
     init: Annotated[
         Path | None,
         typer.Option(
@@ -21,13 +34,32 @@ def finetune(
         ),
     ] = None,
     overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    samples: SamplesOption = None,
+    processes: ProcessesOption = None,
+    tflops: TflopsOption = 100.0,
     as_json: JsonOption = False,
 ) -> None:
     """Train a classifier on labelled videos. Works under accelerate launch."""
+    from mvd_offline.recipe import load_finetune
+
+    resolved = load_finetune(recipe, overrides or ())
+    if dry_run:
+        from mvd_offline.costs.dry_run import dry_run_finetune
+
+        dry = dry_run_finetune(
+            resolved,
+            catalog=videos,
+            samples=samples,
+            processes=processes or processes_of_launch(),
+            tflops=tflops,
+        )
+        print_dry_run(dry, as_json)
+        return
+    videos, run = needed(videos, "--videos"), needed(run, "--run")
     from mvd_offline.cli.common import report_training
     from mvd_offline.finetune import CLASSIFIER_FILE
     from mvd_offline.finetune import finetune as job
-    from mvd_offline.recipe import load_finetune
 
-    summary = job(load_finetune(recipe, overrides or ()), catalog_path=videos, init=init, run=run)
+    summary = job(resolved, catalog_path=videos, init=init, run=run)
     report_training(summary, run, run / CLASSIFIER_FILE, as_json, f"mvd-offline evaluate {run} --videos CATALOG")

@@ -19,9 +19,11 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
 from mvd_offline import __version__
-from mvd_offline.errors import UsageError
+from mvd_offline.errors import TrainingStopped, UsageError
 
 INTERRUPTED = 130
+STOPPED = 75
+"""EX_TEMPFAIL: a training was asked by a signal to stop, and saved; run the same command again to go on."""
 
 # What the command-line parser raises. Its library differs between releases of typer, but not the family of this class.
 ParserError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -103,7 +105,12 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The `mvd-offline` command. Returns the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    """The `mvd-offline` command.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 wrong usage, 75 a signal stopped a training, which saved (run the same
+        command again to go on), 130 interrupted.
+    """
     return run(get_group(app), "mvd-offline", arguments)
 
 
@@ -142,6 +149,10 @@ def run(command: Any, program: str, arguments: Sequence[str] | None = None) -> i
         # The reader of our output left, as `head` does. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except TrainingStopped as stopped:
+        if not int(os.environ.get("RANK", "0")):
+            _say(str(stopped))
+        return STOPPED
     except Exception as error:
         if debug:
             raise

@@ -30,15 +30,16 @@ def plan(
 ) -> None:
     """Fix the views of a store, name its teachers by their weights, and say what it will cost."""
     from mvd_offline.cli.common import human_bytes, print_json, print_table
+    from mvd_offline.planner import estimate as estimate_of
     from mvd_offline.planner import plan_store
     from mvd_offline.recipe import load_distill
 
     changes = list(overrides or ())
     if max_relative_error is not None:
         changes.append(f"store.max_relative_error={max_relative_error}")
-    made, estimate = plan_store(
-        load_distill(recipe, changes), catalog_path=videos, store_dir=store, sustained_tflops=tflops
-    )
+    resolved = load_distill(recipe, changes)
+    made = plan_store(resolved, catalog_path=videos, store_dir=store)
+    estimate = estimate_of(resolved, made, tflops)
     if as_json:
         print_json({"store_id": made.store_id, **estimate.to_json()})
         return
@@ -50,6 +51,12 @@ def plan(
         "views", f"{estimate.rows} of {estimate.videos} videos in {estimate.shards} shards; unusable: {failed}"
     )
     table.add_row("tokens of a view", estimate.grid)
+    if not estimate.teachers:
+        table.add_row("teachers", "none: a store of views alone, to train on as it is")
+        table.add_row("training", f"{estimate.cached_gpu_hours:.3g} GPU-hours at {tflops:g} TFLOP/s")
+        print_table(table)
+        typer.echo(f"next: mvd-offline distill RECIPE --store {store} --run DIR")
+        return
     for name, text in estimate.teachers.items():
         table.add_row(f"teacher {name}", text)
     for codec, size in estimate.bytes_by_codec.items():

@@ -8,22 +8,54 @@ from typing import Annotated
 import typer
 
 from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
+from mvd_offline.cli.dry_run import (
+    DryRunOption,
+    ProcessesOption,
+    SamplesOption,
+    TflopsOption,
+    needed,
+    print_dry_run,
+    processes_of_launch,
+)
 
 
 def pretrain(
     recipe: RecipeArgument,
-    videos: Annotated[Path, typer.Option("--videos", help="Catalog that `videos scan` wrote.", show_default=False)],
-    run: Annotated[Path, typer.Option("--run", help="Folder of the run; run it again to go on.", show_default=False)],
+    videos: Annotated[
+        Path | None, typer.Option("--videos", help="Catalog that `videos scan` wrote.", show_default=False)
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Folder of the run; run it again to go on.", show_default=False)
+    ] = None,
     overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    samples: SamplesOption = None,
+    processes: ProcessesOption = None,
+    tflops: TflopsOption = 100.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a teacher from scratch: MAE on frames or VideoMAE on clips. Works under accelerate launch."""
+    """Train a teacher from scratch: MAE on images or frames, VideoMAE on clips. Works under accelerate launch."""
+    from mvd_offline.recipe import load_pretrain
+
+    resolved = load_pretrain(recipe, overrides or ())
+    if dry_run:
+        from mvd_offline.costs.dry_run import dry_run_pretrain
+
+        dry = dry_run_pretrain(
+            resolved,
+            catalog=videos,
+            samples=samples,
+            processes=processes or processes_of_launch(),
+            tflops=tflops,
+        )
+        print_dry_run(dry, as_json)
+        return
+    videos, run = needed(videos, "--videos"), needed(run, "--run")
     from mvd_offline.cli.common import report_training
     from mvd_offline.pretrain import TEACHER_FILE
     from mvd_offline.pretrain import pretrain as job
-    from mvd_offline.recipe import load_pretrain
 
-    summary = job(load_pretrain(recipe, overrides or ()), catalog_path=videos, run=run)
+    summary = job(resolved, catalog_path=videos, run=run)
     report_training(
         summary,
         run,

@@ -1,8 +1,9 @@
-"""`mvd-offline videos`: catalogs of videos, generated videos, and the facts of one video."""
+"""`mvd-offline videos`: catalogs of videos and images, generated videos, and the facts of one video."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,9 @@ from mvd_offline.cli.common import JsonOption, human_bytes, human_duration, prin
 
 if TYPE_CHECKING:
     from mvd_offline.progress import WorkProgress
-    from mvd_offline.video.catalog import Catalog
+    from mvd_offline.video.catalog import Catalog, Video
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Catalogs of videos: scan, synth, show.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Catalogs of videos and images: scan, synth, show.")
 
 _PROBLEMS_SHOWN = 50
 
@@ -26,10 +27,20 @@ class FormatName(StrEnum):
 
     auto = "auto"
     folder = "folder"
+    webdataset = "webdataset"
     csv = "csv"
     ucf101 = "ucf101"
     hmdb51 = "hmdb51"
     ssv2 = "ssv2"
+
+
+class MediaName(StrEnum):
+    """What a scan takes of a folder."""
+
+    auto = "auto"
+    videos = "videos"
+    images = "images"
+    both = "both"
 
 
 class SubsetName(StrEnum):
@@ -44,18 +55,28 @@ WorkersOption = Annotated[int, typer.Option("--workers", min=1, help="Processes.
 
 @app.command()
 def scan(
-    source: Annotated[Path, typer.Argument(help="A folder of videos, a list of them, or HMDB51's folder of splits.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder of videos or images, a list of them, tars of images (a folder, a file or "
+            "'train-{000..146}.tar'), or HMDB51's folder of splits."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The catalog to write; what it already knows is not read again.")],
     root: Annotated[Path | None, typer.Option("--root", help="The folder that the list's paths start from.")] = None,
     list_format: Annotated[FormatName, typer.Option("--format", help="How SOURCE is written.")] = FormatName.auto,
     split: Annotated[int, typer.Option("--split", min=1, help="HMDB51: which of its splits.")] = 1,
     subset: Annotated[SubsetName, typer.Option("--subset", help="HMDB51: which side of it.")] = SubsetName.train,
+    media: Annotated[MediaName, typer.Option("--media", help="What of a folder that has both.")] = MediaName.auto,
     min_frames: Annotated[int, typer.Option("--min-frames", min=1, help="Fewer frames are too_short.")] = 1,
     timeout_seconds: Annotated[float, typer.Option("--timeout-seconds", help="Time limit of one file.")] = 30.0,
     workers: WorkersOption = os.cpu_count() or 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Probe every video and write the catalog; files that hang or crash a decoder are recorded as such."""
+    """Probe every video or image and write the catalog; files that hang or crash a decoder are recorded as such.
+
+    An image is a video of one frame.
+    """
     from mvd_offline.progress import WorkProgress
     from mvd_offline.video.catalog import Catalog
     from mvd_offline.video.catalog import scan as scan_videos
@@ -67,6 +88,7 @@ def scan(
             list_format=list_format.value,
             split=split,
             subset=subset.value,
+            media=media.value,
             workers=workers,
             timeout_seconds=timeout_seconds,
             min_frames=min_frames,
@@ -88,6 +110,7 @@ def synth(
         96,
     ),
     frames: Annotated[tuple[int, int], typer.Option("--frames", help="Fewest and most.")] = (48, 96),
+    images: Annotated[bool, typer.Option("--images", help="Images instead: the first frame of each.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same bytes.")] = 0,
     workers: WorkersOption = os.cpu_count() or 1,
     as_json: JsonOption = False,
@@ -108,6 +131,7 @@ def synth(
                     classes=classes,
                     short_side=short_side,
                     frames=frames,
+                    images=images,
                     workers=workers,
                     on_progress=partial(_reach, progress),
                 )
@@ -159,7 +183,7 @@ def _facts_from_file(path: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
     from mvd_offline.video.decode import decoder_version, probe
-    from mvd_offline.video.examine import file_sha256
+    from mvd_offline.video.files import file_sha256, size_and_mtime
 
     info = probe(path)
     seconds = info.frames / info.fps if info.fps else 0.0
@@ -168,7 +192,7 @@ def _facts_from_file(path: Path) -> dict[str, Any]:
         **asdict(info),
         "decoder": decoder_version(info.decoder),
         "seconds": seconds,
-        "size": path.stat().st_size,
+        "size": size_and_mtime(path)[0],
         "sha256": file_sha256(path),
     }
 
@@ -196,11 +220,18 @@ def _report_scan(catalog: Catalog, out: Path, as_json: bool) -> None:
             typer.echo(f"... and {len(problems) - _PROBLEMS_SHOWN} more; --json lists all")
         typer.echo("")
     ok = [video for video in catalog.videos if video.status == "ok"]
-    seconds = sum(video.frames / video.fps for video in ok if video.fps)
     counts = ", ".join(f"{count} {status}" for status, count in catalog.counts.items())
     typer.echo(f"{len(catalog.videos)} videos: {counts}")
-    typer.echo(f"readable: {human_duration(seconds)} of video, {human_bytes(sum(video.size for video in ok))}")
+    typer.echo(f"readable: {_amount(ok)}, {human_bytes(sum(video.size for video in ok))}")
     typer.echo(f"catalog: {out}")
+
+
+def _amount(videos: Sequence[Video]) -> str:
+    """`3 h 20 min of video and 12 images`, or what of it there is."""
+    images = sum(video.reader == "pillow" for video in videos)
+    seconds = sum(video.frames / video.fps for video in videos if video.fps)
+    parts = [f"{human_duration(seconds)} of video"] if images < len(videos) or not videos else []
+    return " and ".join(parts + [f"{images} images"] * (images > 0))
 
 
 def _reach(progress: WorkProgress, done: int, total: int) -> None:

@@ -6,52 +6,113 @@ The student's view of a clip, its mask and its targets are the same whether the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from mvd_offline.distillation.checking import check_store, present_columns
+from mvd_offline.accounting import begin_launch, write_distill_report
+from mvd_offline.distillation.data import open_followed_data, open_mixed_data, open_store_data
+from mvd_offline.distillation.following import Follow, StoppedWaitingError
+from mvd_offline.distillation.mixing import StoreShare
 from mvd_offline.distillation.task import DistillTask
-from mvd_offline.local import resolve_root
+from mvd_offline.errors import UsageError
 from mvd_offline.recipe import DistillRecipe
-from mvd_offline.shards.store import Store, open_store
-from mvd_offline.targets import open_targets
+from mvd_offline.training.launch import open_accelerator
 from mvd_offline.training.loop import TrainingSummary, check_launch, train
-from mvd_offline.training.run import open_run
+from mvd_offline.training.run import IDENTITY_FILE, open_run, read_identity
+from mvd_offline.training.stopping import StopRequested, StopSignals
 
 
 def distill(
     recipe: DistillRecipe,
     *,
-    store_dir: Path,
+    store_dir: Path | Sequence[StoreShare],
     run: Path,
     root: Path | None = None,
+    follow: Follow | None = None,
     accelerator: Accelerator | None = None,
 ) -> TrainingSummary:
-    """Train the recipe's student on a store; goes on if `run` holds a started run.
+    """Train the recipe's student on a store, or on several; goes on if `run` holds a started run.
 
     Args:
-        root: folder of the videos, when it is not the one that the store remembers.
+        store_dir: the store's folder; or several stores, each with its share of an epoch, in any order.
+        root: folder of the videos of one store, when it is not the one that the store remembers.
+        follow: train on a store while `extract` still fills it.
 
     Raises:
         IdentityError: the store's views, teachers, codec or plan differ from the recipe's or the run's; it lists the
             fields.
-        NotSealedError: cached targets from a store that `extract` has not finished.
+        NotSealedError: cached targets from a store that `extract` has not finished, without `follow`.
     """
-    accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
-    store = _open(recipe, store_dir)
-    check_store(recipe, store)
-    source = open_targets(recipe, store, accelerator.device)
-    task = DistillTask(recipe, store, source, resolve_root(store_dir, root))
-    check_launch(task.samples_per_epoch(), recipe.optim, recipe.training, accelerator)
+    accelerator = accelerator or open_accelerator(recipe.training)
+    shares = [StoreShare(store_dir, root=root)] if isinstance(store_dir, Path) else list(store_dir)
+    _check_way(run, follow)
+    if follow:
+        return _follow(recipe, shares, follow, run, accelerator)
+    if len(shares) == 1 and shares[0].weight == 1:
+        data, source = open_store_data(recipe, shares[0], accelerator.device)
+    else:
+        data, source = open_mixed_data(recipe, shares, accelerator.device)
+    return _train(recipe, DistillTask(recipe, data, source), shares, run, accelerator)
+
+
+def _follow(
+    recipe: DistillRecipe, shares: Sequence[StoreShare], follow: Follow, run: Path, accelerator: Accelerator
+) -> TrainingSummary:
+    """`distill` on a store that is still being filled: what an epoch is is fixed by what is there at the start."""
+    if len(shares) > 1 or shares[0].weight != 1:
+        raise UsageError(
+            f"--follow takes one store and no --mix ({len(shares)} stores are given): train on several stores once "
+            "they are finished."
+        )
+    main = accelerator.is_main_process
+    samples, data, source = open_followed_data(recipe, shares[0], follow, run, accelerator.device, main=main)
+    # Each process waits by itself, for any time; then all take the first one's number.
+    with StopSignals(speak=False) as signals:
+        try:
+            found = samples.first_rows()
+        except StopRequested:
+            raise StoppedWaitingError(run, signals.names) from None
+    (rows,) = broadcast_object_list([found])
+    samples.fix(rows)
+    task = DistillTask(recipe, data, source)
+    return _train(recipe, task, shares, run, accelerator, begin=samples.record)
+
+
+def _check_way(run: Path, follow: Follow | None) -> None:
+    """A started run goes on in the way in which it was started: what names its data depends on that."""
+    if not (run / IDENTITY_FILE).is_file():
+        return
+    started, wanted = read_identity(run).get("follow"), follow.mode if follow else None
+    if started != wanted:
+        raise UsageError(
+            f"{run} was started {_way(started)}, and now is to go on {_way(wanted)}; go on as it was started, or give "
+            "another folder as --run."
+        )
+
+
+def _way(mode: str | None) -> str:
+    return f"with --follow {mode}" if mode else "without --follow"
+
+
+def _train(
+    recipe: DistillRecipe,
+    task: DistillTask,
+    shares: Sequence[StoreShare],
+    run: Path,
+    accelerator: Accelerator,
+    begin: Callable[[], None] = lambda: None,
+) -> TrainingSummary:
+    """Begin the run's folder, or go on in it; `begin` is called in it by one process."""
+    check_launch(task.samples_per_epoch(), recipe.optim, recipe.training, accelerator, recipe.quirks)
     open_run(run, recipe, task.names(), main=accelerator.is_main_process)
+    if accelerator.is_main_process:
+        begin()
+        begin_launch(run, accelerator)
     accelerator.wait_for_everyone()
-    return train(task, recipe.optim, recipe.training, run=run, accelerator=accelerator)
-
-
-def _open(recipe: DistillRecipe, store_dir: Path) -> Store:
-    """The store; for cached targets sealed in the recipe's columns, whatever becomes of others meanwhile."""
-    store = open_store(store_dir, sealed=False)
-    if recipe.targets == "cached":
-        store.require_sealed(present_columns(recipe, store))
-    return store
+    summary = train(task, recipe.optim, recipe.training, run=run, accelerator=accelerator, quirks=recipe.quirks)
+    if accelerator.is_main_process:
+        write_distill_report(run, recipe, [share.folder for share in shares])
+    return summary

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mvd_offline.shards.errors import MvdError
 
 __all__ = [
@@ -10,6 +12,7 @@ __all__ = [
     "NonFiniteLossError",
     "PixelMismatchError",
     "RecipeError",
+    "TrainingStopped",
     "UsageError",
     "VideoError",
 ]
@@ -29,6 +32,19 @@ class CheckpointError(MvdError, ValueError):
 
 class NonFiniteLossError(MvdError, ArithmeticError):
     """A loss became NaN or infinite; the message names the step and the rows of that batch."""
+
+
+class TrainingStopped(MvdError):
+    """A signal asked a training to stop, which saved and left: exit status 75, and the same command goes on.
+
+    Attributes:
+        step: steps that are done and saved.
+    """
+
+    def __init__(self, run: Path, step: int, steps: int, signals: str) -> None:
+        self.run, self.step = run, step
+        why = f"stopped by {signals}" if signals else "stopped, as another process of this launch was asked to"
+        super().__init__(f"{why} after step {step} of {steps}, which {run} holds; run the same command again to go on")
 
 
 class PixelMismatchError(MvdError):

@@ -12,7 +12,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import chain, islice
 from pathlib import Path
@@ -28,9 +28,10 @@ from mvd_offline.errors import UsageError
 from mvd_offline.extraction.coding import CodedBatch, ColumnCoding
 from mvd_offline.extraction.columns import ColumnOptions, add_columns
 from mvd_offline.extraction.summary import ExtractSummary
+from mvd_offline.extraction.timekeeper import Timekeeper
 from mvd_offline.extraction.work import Entry, ShardTask, ShardWork, WorkList
 from mvd_offline.extraction.write_behind import WriteBehind
-from mvd_offline.local import Local, absolute_weights, read_local, resolve_root, write_local
+from mvd_offline.local import absolute_weights, read_local, resolve_root, update_local
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher, load_teacher
 from mvd_offline.progress import WorkProgress
@@ -88,7 +89,7 @@ def extract(
     if accelerator.is_main_process:
         added = add_columns(store, given, options)
         store.clean_temporary()
-        write_local(store_dir, Local(root.resolve(), paths))
+        update_local(store_dir, lambda local: replace(local, videos_root=root.resolve(), teachers=paths))
     accelerator.wait_for_everyone()
     store = open_store(store_dir, sealed=False)  # once more: with the columns that were added
     summary = ExtractSummary(
@@ -106,8 +107,9 @@ def extract(
             for name in sorted({column for _, columns in listed for column in columns})
         }
         work.only(teachers)
-        job = _Job(store, work, teachers, root, workers, timeout_seconds, accelerator.device, summary)
-        job.run(listed, accelerator.process_index, accelerator.num_processes, quiet=quiet)
+        with Timekeeper(store_dir, producer_of(accelerator.device)["device"], began) as keeper:
+            job = _Job(store, work, teachers, root, workers, timeout_seconds, accelerator.device, summary, keeper)
+            job.run(listed, accelerator.process_index, accelerator.num_processes, quiet=quiet)
 
     _finish(store, summary, accelerator)
     summary.elapsed_seconds = time.perf_counter() - began
@@ -182,6 +184,7 @@ class _Job:
     timeout_seconds: float
     device: torch.device
     summary: ExtractSummary
+    keeper: Timekeeper
 
     def run(self, listed: WorkList, rank: int, ranks: int, *, quiet: bool) -> None:
         """Do what is to be done, and wait for what others do: afterwards every listed shard was done by somebody."""
@@ -254,15 +257,27 @@ class _Job:
             watch.lap("waiting for decode")
             wanting = {c: self.teachers[c] for c, wanted in task.wanted.items() if not wanted.isdisjoint(views)}
             if wanting:
-                features = batch_features(batch, batch_rows, wanting, self.device)
-                columns = self.store.header.columns
-                coded = {name: CodedBatch.of(values, columns[name].codec) for name, values in features.items()}
+                coded: dict[str, CodedBatch] = {}
+                for column, teacher in wanting.items():
+                    coded |= self._coded(batch, column, teacher)
                 watch.lap("teachers")
                 writer.rows(task, batch, coded, plan.section.image_size)
                 watch.lap("waiting for disk")
             pace.made(len(ids))
         writer.commit(task)
+        self.keeper.note()
         watch.lap("waiting for disk")
+
+    def _coded(self, batch: Sequence[FeedItem], column: str, teacher: Teacher) -> dict[str, CodedBatch]:
+        """A batch's features in a column; none if no clip of it was decoded."""
+        began = time.perf_counter()
+        features = batch_features(batch, self.store.header.batch_rows, {column: teacher}, self.device)
+        codec = self.store.header.columns[column].codec
+        coded = {name: CodedBatch.of(values, codec) for name, values in features.items()}
+        if coded:
+            # Coding has waited for the device.
+            self.keeper.ran(column, self.store.header.batch_rows, time.perf_counter() - began)
+        return coded
 
 
 class _Pace:

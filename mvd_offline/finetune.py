@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mvd_offline.accounting import begin_launch, write_report
 from mvd_offline.models.checkpoints import weights_sha256
 from mvd_offline.models.classifier import Classifier, build_classifier
 from mvd_offline.models.inputs import normalize
@@ -21,14 +22,17 @@ from mvd_offline.models.loading import start_finetuning
 from mvd_offline.models.saving import save_model
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import AugmentSection, ClipSection, FinetuneRecipe, dump_recipe
+from mvd_offline.training.averages import Average
 from mvd_offline.training.catalogs import CatalogRows, say_left_out
+from mvd_offline.training.launch import open_accelerator
 from mvd_offline.training.loop import Batch, TrainingSummary, check_launch, train
 from mvd_offline.training.optim import parameter_groups
 from mvd_offline.training.order import BatchRequest
 from mvd_offline.training.run import open_run
 from mvd_offline.training.state import RunIdentity
-from mvd_offline.video.augment import clip_view, draw_flip, random_resized_crop_box
+from mvd_offline.video.augment import clip_view
 from mvd_offline.video.catalog import Video
+from mvd_offline.video.crops import draw_flip, random_resized_crop_box
 from mvd_offline.video.render import render
 from mvd_offline.video.sampling import dense_train_indices, uniform_train_indices
 
@@ -54,7 +58,7 @@ def finetune(
         CheckpointError: no such file as `init`, or a checkpoint of another size.
         IdentityError: the run was started on other videos, labels or weights.
     """
-    accelerator = accelerator or Accelerator(mixed_precision=recipe.training.precision)
+    accelerator = accelerator or open_accelerator(recipe.training)
     rows = CatalogRows(catalog_path)
     check_launch(len(rows.videos), recipe.optim, recipe.training, accelerator)
     rows.require_labels(recipe.model.classes)
@@ -63,8 +67,12 @@ def finetune(
     if accelerator.is_main_process:
         say_left_out(rows)
         (run / CLASSES_FILE).write_text(json.dumps(list(rows.classes), indent=2) + "\n", encoding="utf-8")
+        begin_launch(run, accelerator)
     accelerator.wait_for_everyone()
-    return train(task, recipe.optim, recipe.training, run=run, accelerator=accelerator)
+    summary = train(task, recipe.optim, recipe.training, run=run, accelerator=accelerator)
+    if accelerator.is_main_process:
+        write_report(run, recipe.optim.batch_size)
+    return summary
 
 
 @dataclass
@@ -126,6 +134,7 @@ class FinetuneTask:
         )
         self.model: nn.Module = self.classifier
         self.start = "scratch" if init is None else _encoder_sha256(self.classifier)
+        self.averages: Mapping[str, Average] = {}
         self.reader: Callable[[BatchRequest], Batch] = FinetuneReader(
             videos=rows.videos,
             root=rows.root,
@@ -156,8 +165,8 @@ class FinetuneTask:
         accuracy = (logits.detach().argmax(dim=1) == batch["labels"]).float().mean()
         return {"loss": loss, "accuracy": accuracy}
 
-    def save(self, folder: Path) -> None:
-        save_model(folder / CLASSIFIER_FILE, self.classifier, recipe=dump_recipe(self._recipe))
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        save_model(folder / CLASSIFIER_FILE, self.classifier, recipe=dump_recipe(self._recipe), state=state)
 
 
 def _encoder_sha256(classifier: Classifier) -> str:

@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mvd_offline.errors import UsageError
+from mvd_offline.recipe import DistillRecipe
 
 TARGET_NORM_EPS = 1e-6
+
+LossKind: TypeAlias = Literal["smooth_l1", "l1", "l2"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One term of a student's loss: `weight` times `masked_feature_loss`."""
+
+    weight: float
+    kind: LossKind = "smooth_l1"
+    beta: float = 1.0
+    normalize_targets: bool = False
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The distance, not weighted: float32 scalar."""
+        return masked_feature_loss(prediction, target, self.kind, self.beta, self.normalize_targets)
+
+
+def objectives_of(recipe: DistillRecipe) -> dict[str, Objective]:
+    """What a recipe's student predicts (`image`, `video`, `pixels`, `momentum`) to its term of the loss, in that order.
+
+    Pixels are regressed as by VideoMAE, with the mean squared error; their normalisation is the target's. Features of
+    a momentum teacher are regressed like those of the frozen ones, but normalised by its own choice.
+    """
+    loss = recipe.loss
+    found: dict[str, Objective] = {
+        name: Objective(loss.weights[name], loss.kind, loss.beta, loss.normalize_targets)
+        for name in recipe.active_teachers
+    }
+    if recipe.pixels:
+        found["pixels"] = Objective(recipe.pixels.weight, "l2")
+    if recipe.momentum:
+        found["momentum"] = Objective(recipe.momentum.weight, loss.kind, loss.beta, recipe.momentum.normalize_targets)
+    return found
 
 
 def masked_feature_loss(
     prediction: Tensor,
     target: Tensor,
-    kind: Literal["smooth_l1", "l1", "l2"] = "smooth_l1",
+    kind: LossKind = "smooth_l1",
     beta: float = 1.0,
     normalize_targets: bool = False,
 ) -> Tensor:

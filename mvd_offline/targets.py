@@ -19,6 +19,7 @@ from mvd_offline.coding import decode
 from mvd_offline.errors import UsageError
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher, declared_identity, teacher_for
+from mvd_offline.models.vit import gather_tokens
 from mvd_offline.recipe import DistillRecipe, TeacherName
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.errors import IdentityError
@@ -33,8 +34,8 @@ class TargetReader(Protocol):
     def sizes(self, student_size: int) -> tuple[int, ...]:
         """Sides in pixels at which each view is rendered; the student's comes first."""
 
-    def read(self, view_ids: Sequence[int], masked: NDArray[np.int64]) -> dict[str, Tensor]:
-        """What is stored for the masked tokens; `masked` is (B, M) token indices."""
+    def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
+        """What is stored for these tokens, (B, M) indices; for all of them, which is the cheaper read, when None."""
 
 
 class TargetSource(Protocol):
@@ -43,13 +44,15 @@ class TargetSource(Protocol):
     reader: TargetReader
     widths: dict[TeacherName, int]
 
-    def targets(self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], masked: Tensor) -> dict[str, Tensor]:
+    def targets(
+        self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], tokens: Tensor | None
+    ) -> dict[str, Tensor]:
         """Float32 targets (B, M, D) by teacher, on the device.
 
         Args:
             stored: what `reader.read` gave, on the device.
             clips: uint8 (B, T, S, S, 3) by side in pixels, on the device.
-            masked: (B, M) int64 token indices, on the device.
+            tokens: (B, M) int64 token indices, on the device; None for all N.
         """
 
 
@@ -63,15 +66,19 @@ class CachedReader:
     def sizes(self, student_size: int) -> tuple[int, ...]:
         return (student_size,)
 
-    def read(self, view_ids: Sequence[int], masked: NDArray[np.int64]) -> dict[str, Tensor]:
-        return {name: self._read(column, view_ids, masked) for name, column in self._columns.items()}
+    def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
+        return {name: self._read(column, view_ids, tokens) for name, column in self._columns.items()}
 
-    def _read(self, column: str, view_ids: Sequence[int], masked: NDArray[np.int64]) -> Tensor:
+    def _read(self, column: str, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> Tensor:
         spec = self._store.header.columns[column]
         codec = get_codec(spec.codec)
         values = codec.shape(spec.tokens, spec.width)[1]
-        batch, array = batch_memory((len(masked), masked.shape[1] + codec.extra_rows, values), codec.dtype)
-        self._store.read_tokens(column, view_ids, masked, out=array)
+        count = spec.tokens if tokens is None else tokens.shape[1]
+        batch, array = batch_memory((len(view_ids), count + codec.extra_rows, values), codec.dtype)
+        if tokens is None:
+            self._store.read_coded(column, view_ids, out=array)
+        else:
+            self._store.read_tokens(column, view_ids, tokens, out=array)
         return batch
 
 
@@ -91,7 +98,9 @@ class CachedTargets:
         self.widths: dict[TeacherName, int] = {name: spec.width for name, spec in specs.items()}
         self._codecs: dict[str, str] = {name: spec.codec for name, spec in specs.items()}
 
-    def targets(self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], masked: Tensor) -> dict[str, Tensor]:
+    def targets(
+        self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], tokens: Tensor | None
+    ) -> dict[str, Tensor]:
         return {name: decode(tensor, self._codecs[name]) for name, tensor in stored.items()}
 
 
@@ -105,7 +114,7 @@ class OnlineReader:
     def sizes(self, student_size: int) -> tuple[int, ...]:
         return tuple(dict.fromkeys((student_size, *self._teacher_sizes)))
 
-    def read(self, view_ids: Sequence[int], masked: NDArray[np.int64]) -> dict[str, Tensor]:
+    def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
         return {}
 
 
@@ -117,12 +126,15 @@ class OnlineTargets:
         self.widths: dict[TeacherName, int] = {name: teacher.width for name, teacher in teachers.items()}
         self.reader: TargetReader = OnlineReader([teacher.image_size for teacher in teachers.values()])
 
-    def targets(self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], masked: Tensor) -> dict[str, Tensor]:
+    def targets(
+        self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], tokens: Tensor | None
+    ) -> dict[str, Tensor]:
         result: dict[str, Tensor] = {}
         for name, teacher in self._teachers.items():
-            with torch.no_grad(), torch.autocast(masked.device.type, enabled=False):
-                features = teacher(normalize(clips[teacher.image_size]))
-            result[name] = torch.gather(features, 1, masked[..., None].expand(-1, -1, features.shape[-1]))
+            video = normalize(clips[teacher.image_size])
+            with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
+                features = teacher(video)
+            result[name] = features if tokens is None else gather_tokens(features, tokens)
         return result
 
 

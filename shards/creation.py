@@ -40,6 +40,7 @@ def prepare_folder(root: Path, header: StoreHeader, plan_bytes: bytes) -> StoreH
             _refuse_foreign_folder(root, header)
         if not holds(root / "plan.parquet", plan_bytes):
             atomic.publish_bytes(root / "plan.parquet", plan_bytes)
+        atomic.make_folder(root / "commits")
         for name in header.columns:
             atomic.make_folder(root / name)
             atomic.make_folder(root / "commits" / name)

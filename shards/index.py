@@ -56,10 +56,10 @@ class ColumnIndex:
     """xxh3 of the rendered pixels, where the row is ok."""
     decoder: NDArray[np.uint16]
     """Position in `decoders`."""
-    decoders: tuple[str, ...]
+    decoders: list[str]
     coding: Mapping[str, NDArray[np.float64]] = field(repr=False)
     """What coding cost each row, by measure: see `codecs.CodingError`; 0 where the row is not ok."""
-    details: Mapping[int, str] = field(repr=False)
+    details: dict[int, str] = field(repr=False)
     """Reason by view_id, for rows that are not ok."""
 
     @property
@@ -106,6 +106,27 @@ class ColumnIndex:
             decoder=self.decoders[self.decoder[view_id]],
             **{name: float(values[view_id]) for name, values in self.coding.items()},
         )
+
+    def has_records(self, view_ids: NDArray[np.int64]) -> bool:
+        """Whether each of these views has a record."""
+        inside = (view_ids >= 0) & (view_ids < len(self.status))
+        return bool(inside.all() and (self.status[view_ids] != NO_ROW).all())
+
+    def take_in(self, record: CommitRecord) -> None:
+        """Add the rows of a commit record, in place; other threads may read meanwhile."""
+        for row in record.rows:
+            place = row.view_id
+            if row.decoder not in self.decoders:
+                self.decoders.append(row.decoder)
+            self.decoder[place] = self.decoders.index(row.decoder)
+            self.offset[place], self.length[place], self.crc32c[place] = row.offset, row.length, row.crc32c
+            self.pixels[place] = int(row.pixels or "0", 16)
+            for measure, values in self.coding.items():
+                values[place] = getattr(row, measure)
+            if row.detail:
+                self.details[place] = row.detail
+            # Last: it says that the rest is there.
+            self.status[place] = STATUSES.index(row.status)
 
     def _explain(self, view_id: int, count: int) -> str:
         others = f" (and {count - 1} more of the rows asked for)" if count > 1 else ""
@@ -217,7 +238,7 @@ def column_index(table: pa.Table, header: StoreHeader, column: str, root: Path) 
         crc32c=spread(part["crc32c"].to_numpy(), np.uint32),
         pixels=pixels,
         decoder=spread(decoder_codes, np.uint16),
-        decoders=tuple(decoders),
+        decoders=decoders,
         coding={name: spread(part[name].to_numpy(), np.float64) for name in CODING_MEASURES},
         details=dict(zip(explained["view_id"].to_pylist(), explained["detail"].to_pylist(), strict=True)),
     )

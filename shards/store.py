@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -43,7 +43,7 @@ from mvd_offline.shards.errors import (
     restore_identity,
     write_derived,
 )
-from mvd_offline.shards.index import ColumnIndex, build_table, column_index, read_table
+from mvd_offline.shards.index import NO_ROW, ColumnIndex, build_table, column_index, read_table
 from mvd_offline.shards.reader import RowReader
 from mvd_offline.shards.schema import CommitRecord, RowRecord, SealRecord, StoreHeader, all_differences
 from mvd_offline.shards.sealing import settled_seal, write_index
@@ -407,7 +407,8 @@ class Store:
         Raises like `read`.
         """
         (column,) = self.checked_columns([column])
-        return self._reader.rows(self.status(column), _indices("view_ids", view_ids).reshape(-1), out)
+        ids = _indices("view_ids", view_ids).reshape(-1)
+        return self._reader.rows(self._ledger(column, ids), ids, out)
 
     def read_tokens(
         self,
@@ -427,7 +428,7 @@ class Store:
         """
         (column,) = self.checked_columns([column])
         ids, tokens = _indices("view_ids", view_ids).reshape(-1), _indices("token_index", token_index)
-        return self._reader.tokens(self.status(column), ids, tokens, out)
+        return self._reader.tokens(self._ledger(column, ids), ids, tokens, out)
 
     def status(self, column: str) -> ColumnIndex:
         """The column's ledger as arrays. A column that is not sealed shows what is committed so far."""
@@ -438,6 +439,27 @@ class Store:
                 table = build_table(self.header, {column: self._records(column)})
             self._indices[column] = column_index(table, self.header, column, self.root)
         return self._indices[column]
+
+    def catch_up(self, column: str, shards: Iterable[int]) -> ColumnIndex:
+        """The column's ledger with the records of these shards, as far as they are committed by now.
+
+        For a store that is still being filled: what was read of a shard stays, what was committed since is added.
+        """
+        index = self.status(column)
+        for shard in shards:
+            rows = self.shard_rows(shard)
+            if (index.status[rows.start : rows.stop] == NO_ROW).all():
+                with contextlib.suppress(MissingRowError):
+                    index.take_in(self.record(column, shard))
+        return index
+
+    def _ledger(self, column: str, view_ids: NDArray[np.int64]) -> ColumnIndex:
+        """The column's ledger; looks once more for records of these views that it lacks."""
+        index = self.status(column)
+        if not index.has_records(view_ids):
+            inside = view_ids[(view_ids >= 0) & (view_ids < self.header.rows)]
+            self.catch_up(column, np.unique(inside // self.header.rows_per_shard).tolist())
+        return index
 
     def _sealed_table(self, column: str) -> pa.Table | None:
         """The index, if it covers the column."""
@@ -477,7 +499,8 @@ class Store:
         """
         # A column that is still being filled would have all its records read.
         indexed = [name for name in self.columns if self.is_indexed(name)] or None
-        ledgers = [self.status(name) for name in self.checked_columns(indexed if columns is None else columns)]
+        names = self.checked_columns(indexed if columns is None else columns)
+        ledgers = [self._ledger(name, np.array([view_id])) for name in names]
         records = [ledger.row(view_id) for ledger in ledgers if view_id in ledger] or [ledgers[0].row(view_id)]
         seen = {ledger.column: ledger.row(view_id) for ledger in ledgers if view_id in ledger and ledger.ok[view_id]}
         if len({record.pixels for record in seen.values()}) > 1:

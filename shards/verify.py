@@ -224,6 +224,8 @@ class _Check:
 
     def _other_pixels(self) -> Iterator[Finding]:
         """Findings for views whose columns saw different pixels: no record says which of them is right."""
+        if len(self._pixels) < 2:
+            return
         hashes = np.stack(list(self._pixels.values()))
         most = hashes.max(axis=0)
         least = np.where(hashes > 0, hashes, most).min(axis=0)
@@ -254,7 +256,8 @@ class _Check:
     def _index(self) -> Iterator[Finding]:
         """Does the index say what the records say?"""
         store = self.store
-        complete = not any(store.pending(column) for column in store.columns)
+        # A store of views alone has nothing to seal.
+        complete = bool(store.columns) and not any(store.pending(column) for column in store.columns)
         try:
             seal = store.seal_record
             if seal is None:

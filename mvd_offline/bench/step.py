@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mvd_offline.bench.measure import Spread, machine
+from mvd_offline.distillation.data import DistillData
 from mvd_offline.distillation.task import DistillTask
 from mvd_offline.errors import UsageError
 from mvd_offline.local import resolve_root
@@ -64,7 +65,7 @@ def time_steps(
         )
         store = open_store(store_dir)
         source = open_targets(changed, store, device)
-        task = DistillTask(changed, store, source, resolve_root(store_dir, root))
+        task = DistillTask(changed, DistillData.of_store(changed, store, resolve_root(store_dir, root)), source)
         runs[kind] = _Stepper(task, changed, accelerator)
     timed: dict[str, list[_Step]] = {"online": [], "cached": []}
     for number in range(steps + 1):

@@ -16,14 +16,18 @@ def present_columns(recipe: DistillRecipe, store: Store) -> list[str]:
     return [column for column in recipe.active_columns.values() if column in store.columns]
 
 
-def check_store(recipe: DistillRecipe, store: Store) -> None:
+def check_store(recipe: DistillRecipe, store: Store, *, free_views: bool = False) -> None:
     """Refuse a store that was not made for this recipe.
+
+    Args:
+        free_views: let the store have other views of its own: other `view.seed` and `view.groups`.
 
     Raises:
         IdentityError: lists the dotted path of every field that differs, and both values.
     """
     view = all_differences(recipe.view.model_dump(mode="json"), store.header.view)
-    differences = [difference._replace(field=f"view.{difference.field}") for difference in view]
+    free = ("seed", "groups") if free_views else ()
+    differences = [found._replace(field=f"view.{found.field}") for found in view if found.field not in free]
     wanted = recipe.store.model_dump(mode="json")
     names = present_columns(recipe, store)
     kept: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,39 +15,38 @@ from mvd_offline.training.order import epoch_order
 from mvd_offline.video.views import Plan
 
 
+class Samples(Protocol):
+    """The rows of each epoch of a run, by the numbers of `rows.RunRows`."""
+
+    source: str
+    """Identity of the data, as the order and the checkpoints name it."""
+
+    def names(self) -> dict[str, str]:
+        """What names the data of a run: another store, plan, teacher or set of usable rows is another run."""
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Rows of an epoch in the order in which they are seen."""
+
+    def per_epoch(self) -> int:
+        """The fewest rows that any epoch has."""
+
+
 class StoreSamples:
     """The usable rows of one store by epoch: epoch e is group e mod V."""
 
     def __init__(self, recipe: DistillRecipe, store: Store) -> None:
+        self.source, self.plan = store.store_id, Plan.read(store.plan_path)
         self._recipe, self._store = recipe, store
-        self.plan = Plan.read(store.plan_path)
         self._ok = self._usable_rows()
 
     def names(self) -> dict[str, str]:
-        """What names the data of a run: another store, plan, teacher or set of usable rows is another run."""
-        header = self._store.header
-        columns = [header.columns[name] for name in present_columns(self._recipe, self._store)]
-        return {
-            "plan_sha256": header.plan_sha256,
-            "store_id": self._store.store_id,
-            "usable_rows": hashlib.sha256(np.packbits(self._ok).tobytes()).hexdigest(),
-            **{f"column_{column.name}": column.column_id for column in columns},
-        }
+        return {**store_names(self._recipe, self._store), "usable_rows": hash_of_rows(self._ok)}
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Rows of an epoch in the order in which they are seen."""
-        training = self._recipe.training
-        return epoch_order(
-            self._shards(epoch),
-            source=self._store.store_id,
-            seed=training.seed,
-            epoch=epoch,
-            window=training.shuffle_window_shards,
-        )
+        return group_order(self._recipe, self.source, self.plan, self._ok, epoch % self.plan.groups, epoch)
 
     def per_epoch(self) -> int:
-        """The fewest rows that any epoch has."""
-        return min(sum(map(len, self._shards(group))) for group in range(self.plan.groups))
+        return int(min(self._ok[rows_of_group(self.plan, group)].sum() for group in range(self.plan.groups)))
 
     def _usable_rows(self) -> NDArray[np.bool_]:
         """For each row of the store's table, whether a student can learn from it."""
@@ -59,8 +59,47 @@ class StoreSamples:
         usable[rows] = True
         return usable
 
-    def _shards(self, epoch: int) -> list[NDArray[np.int64]]:
-        group = epoch % self.plan.groups
-        per_shard = [self.plan.shard_view_ids(shard) for shard in self.plan.shards(group)]
-        usable = [rows[self._ok[rows]] for rows in per_shard]
-        return [rows for rows in usable if len(rows)]
+
+def store_names(recipe: DistillRecipe, store: Store) -> dict[str, str]:
+    """What names a store and the columns that a run reads of it, whatever became of its rows."""
+    columns = [store.header.columns[name] for name in present_columns(recipe, store)]
+    return {
+        "plan_sha256": store.header.plan_sha256,
+        "store_id": store.store_id,
+        **{f"column_{column.name}": column.column_id for column in columns},
+    }
+
+
+def hash_of_rows(usable: NDArray[np.bool_]) -> str:
+    return hashlib.sha256(np.packbits(usable).tobytes()).hexdigest()
+
+
+def rows_of_group(plan: Plan, group: int) -> slice:
+    """The part of a store's table that holds a group, the gap at its end included."""
+    height = plan.rows // plan.groups
+    return slice(group * height, (group + 1) * height)
+
+
+def group_order(
+    recipe: DistillRecipe, source: str, plan: Plan, usable: NDArray[np.bool_], group: int, epoch: int
+) -> NDArray[np.int64]:
+    """Usable rows of a group in the order in which `epoch` sees them.
+
+    The clips of a video (`view.num_sample`), which are neighbours in the plan, stay together: what is shuffled is
+    their first rows. They share a batch as long as no clip failed and their number divides the batch.
+    """
+    clips, start = plan.section.num_sample, rows_of_group(plan, group).start
+    shards = []
+    for rows in map(plan.shard_view_ids, plan.shards(group)):
+        firsts = rows[(rows - start) % clips == 0]
+        shards.append(firsts[usable[firsts[:, None] + np.arange(clips)].any(axis=1)])
+    training = recipe.training
+    firsts = epoch_order(
+        [rows for rows in shards if len(rows)],
+        source=source,
+        seed=training.seed,
+        epoch=epoch,
+        window=training.shuffle_window_shards,
+    )
+    ordered = (firsts[:, None] + np.arange(clips)).reshape(-1)
+    return ordered[usable[ordered]]

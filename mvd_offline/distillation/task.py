@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mvd_offline.distillation.checking import present_columns
+from mvd_offline.distillation.data import DistillData
+from mvd_offline.distillation.momentum import MomentumTeacher
 from mvd_offline.distillation.reading import DistillReader
-from mvd_offline.distillation.samples import StoreSamples
-from mvd_offline.losses import masked_feature_loss
+from mvd_offline.errors import RecipeError
+from mvd_offline.losses import objectives_of
 from mvd_offline.models.inputs import normalize
+from mvd_offline.models.pretraining import videomae_targets
 from mvd_offline.models.saving import save_model
-from mvd_offline.models.student import build_student
+from mvd_offline.models.starting import start_encoder
+from mvd_offline.models.student import student_of
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import DistillRecipe, dump_recipe
-from mvd_offline.shards.store import Store
 from mvd_offline.targets import TargetSource
+from mvd_offline.training.averages import Average, constant
 from mvd_offline.training.loop import Batch
 from mvd_offline.training.optim import EXEMPT, MASK_TOKENS, parameter_groups
 from mvd_offline.training.order import BatchRequest
@@ -29,29 +31,31 @@ from mvd_offline.training.state import RunIdentity
 from mvd_offline.video.masking import masked_tokens
 
 STUDENT_FILE = "student.safetensors"
+EMA_FILE = "student_ema.safetensors"
 
 
 class DistillTask:
     """Distillation for the shared loop."""
 
-    def __init__(self, recipe: DistillRecipe, store: Store, source: TargetSource, root: Path) -> None:
+    def __init__(self, recipe: DistillRecipe, data: DistillData, source: TargetSource) -> None:
         self.title = "distill"
         self._recipe, self._source = recipe, source
-        self.samples = StoreSamples(recipe, store)
+        self.samples, self._stores = data.samples, data.rows.labels
         seed = recipe.training.seed
-        self.identity = RunIdentity(store.store_id, seed, recipe.optim.batch_size)
+        self.identity = RunIdentity(data.samples.source, seed, recipe.optim.batch_size)
         torch.manual_seed(KeyedStream("init", seed).torch_seed())
-        self.student = build_student(
-            recipe.student, recipe.view, {str(name): width for name, width in source.widths.items()}
-        )
+        self._objectives = objectives_of(recipe)
+        self._masked = _masked_tokens(recipe)
+        self.student = student_of(recipe, source.widths)
+        if recipe.student.init is not None:
+            start_encoder(self.student, recipe.student.init)
+        self._momentum = MomentumTeacher(self.student, recipe.momentum) if recipe.momentum else None
+        self.averages: Mapping[str, Average] = self._averages()
         if recipe.student.compile:
-            self.student.compile()
+            self.student.compile(dynamic=False)
         self.model: nn.Module = self.student
-        self._masked = masked_tokens(recipe.mask.kind, recipe.view.grid, recipe.mask.ratio)
         self.reader: Callable[[BatchRequest], Batch] = DistillReader(
-            plan=self.samples.plan,
-            root=root,
-            store=store,
+            rows=data.rows,
             targets=source.reader,
             grid=recipe.view.grid,
             mask=recipe.mask,
@@ -59,7 +63,6 @@ class DistillTask:
             seed=seed,
             check_fraction=recipe.training.pixel_check_fraction,
             drop_path_sites=self.student.drop_path_sites,
-            checked=tuple(filter(store.is_indexed, present_columns(recipe, store))),
         )
 
     def names(self) -> dict[str, str]:
@@ -79,18 +82,59 @@ class DistillTask:
         )
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        section = self._recipe.loss
         video = normalize(batch["clips"][self._recipe.view.image_size])
-        predictions: dict[str, Tensor] = model(video, batch["mask"], self._masked, batch["drop_path"])
-        targets = self._source.targets(batch["stored"], batch["clips"], batch["masked"])
-        losses: dict[str, Any] = {
-            f"loss_{name}": masked_feature_loss(
-                predictions[name], targets[name], section.kind, section.beta, section.normalize_targets
-            )
-            for name in self._recipe.active_teachers
-        }
-        total = sum(section.weights[name] * losses[f"loss_{name}"] for name in self._recipe.active_teachers)
-        return {"loss": torch.as_tensor(total), **losses}
+        predictions, targets = self._predict(model, video, batch), self._targets(video, batch)
+        losses = {name: term(predictions[name], targets[name]) for name, term in self._objectives.items()}
+        total = sum(term.weight * losses[name] for name, term in self._objectives.items())
+        named = {f"loss_{name}": value for name, value in losses.items()}
+        return {"loss": torch.as_tensor(total), **named, **self._shares(batch)}
 
-    def save(self, folder: Path) -> None:
-        save_model(folder / STUDENT_FILE, self.student, recipe=dump_recipe(self._recipe))
+    def _shares(self, batch: Batch) -> dict[str, Tensor]:
+        """The part of the batch that comes from each store, where a run has several."""
+        return {f"share_{name}": (batch["parts"] == place).float().mean() for place, name in enumerate(self._stores)}
+
+    def _predict(self, model: nn.Module, video: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if not self._masked:
+            return model(video, drop_noise=batch["drop_path"])
+        decoded = batch["tokens"] if self._recipe.mask.decoded < 1.0 else None
+        return model(video, batch["mask"], self._masked, batch["drop_path"], decoded)
+
+    def _targets(self, video: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What the student is to predict, at the tokens of the batch."""
+        tokens = batch["tokens"]
+        targets = self._source.targets(batch["stored"], batch["clips"], tokens)
+        if pixels := self._recipe.pixels:
+            view = self._recipe.view
+            targets["pixels"] = videomae_targets(
+                video, view.tubelet_size, view.patch_size, pixels.normalize_targets, tokens
+            )
+        if self._momentum:
+            targets["momentum"] = self._momentum.targets(video, tokens)
+        return targets
+
+    def _averages(self) -> dict[str, Average]:
+        averages: dict[str, Average] = {}
+        if self._recipe.ema:
+            averages["ema"] = Average(self.student, constant(self._recipe.ema.decay))
+        if self._momentum:
+            averages["momentum"] = self._momentum.average
+        return averages
+
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        recipe = dump_recipe(self._recipe)
+        save_model(folder / STUDENT_FILE, self.student, recipe=recipe, state=state)
+        if "ema" in self.averages:
+            save_model(folder / EMA_FILE, self.student, recipe=recipe, state=self.averages["ema"].module.state_dict())
+
+
+def _masked_tokens(recipe: DistillRecipe) -> int:
+    """Hidden tokens of each clip: none only where the student is to see them all."""
+    mask, grid = recipe.mask, recipe.view.grid
+    masked = masked_tokens(mask.kind, grid, mask.ratio)
+    if not masked and mask.kind != "none":
+        tokens = grid.tokens_per_slice if mask.kind == "tube" else grid.num_tokens
+        raise RecipeError(
+            f"mask.ratio {mask.ratio:g} hides none of the {tokens} tokens that a {mask.kind} mask chooses from (token "
+            f"grid {grid}); allowed: {1 / tokens:.3g} to below 1, or mask.kind none, with which the student sees all."
+        )
+    return masked

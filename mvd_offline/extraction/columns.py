@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from mvd_offline.errors import UsageError
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.models.teachers import Teacher, TeacherPrecision, load_teacher
-from mvd_offline.recipe import TEACHER_NAMES, TeacherName, teacher_kind
+from mvd_offline.recipe import TEACHER_NAMES, StoreSection, TeacherName, teacher_kind
 from mvd_offline.shards.errors import IdentityError
 from mvd_offline.shards.schema import COLUMN_NAME, ColumnSpec
 from mvd_offline.shards.store import Store, create_store
@@ -63,20 +63,24 @@ def _column(store: Store, name: str, path: str, options: ColumnOptions) -> Colum
             f"{' or '.join(f'{kind}_' for kind in TEACHER_NAMES)}, in lower-case letters, digits and underscores."
         )
     columns = store.header.columns.values()
-    like = next((spec for spec in columns if spec.source["kind"] == kind), next(iter(columns)))
+    like = next((spec for spec in columns if spec.source["kind"] == kind), next(iter(columns), None))
     teacher = _fitting_teacher(store, kind, path, like, options)
+    # The first column of a store of views alone is stored as recipes do by default.
+    stored = like or StoreSection()
     return ColumnSpec(
         name=name,
         tokens=teacher.grid.num_tokens,
         width=teacher.width,
-        codec=options.codec or like.codec,
-        container=like.container,
+        codec=options.codec or stored.codec,
+        container=stored.container,
         source=teacher.identity(),
-        max_relative_error=options.max_relative_error or like.max_relative_error,
+        max_relative_error=options.max_relative_error or stored.max_relative_error,
     )
 
 
-def _fitting_teacher(store: Store, kind: TeacherName, path: str, like: ColumnSpec, options: ColumnOptions) -> Teacher:
+def _fitting_teacher(
+    store: Store, kind: TeacherName, path: str, like: ColumnSpec | None, options: ColumnOptions
+) -> Teacher:
     """The teacher, with the input size that gives the store's token grid."""
     grid = TokenGrid(*store.header.grid)
     patch_size = load_teacher(path, kind, heads=options.heads).patch_size
@@ -86,8 +90,8 @@ def _fitting_teacher(store: Store, kind: TeacherName, path: str, like: ColumnSpe
         heads=options.heads,
         image_size=grid.h * patch_size,
         frames=store.header.view["frames"],
-        tubelet_size=like.source["tubelet"],
-        precision=options.precision or like.source["precision"],
+        tubelet_size=store.header.view["tubelet_size"],
+        precision=options.precision or (like.source["precision"] if like else "float32"),
     )
     if teacher.grid != grid:
         raise UsageError(

@@ -32,8 +32,13 @@ State: TypeAlias = dict[str, Tensor]
 # Tensors that a use of a checkpoint ignores by design, as full-match patterns; anything else unexpected is an error.
 # Position tables are formulas and are recomputed; a teacher's output is taken before the final norm, so norm, heads
 # and decoders play no part; fine-tuning discards the pretraining norm and starts fc_norm anew.
-_DECODERS = (r"mask_token\w*", r"decoder(_\w+)?(\..*)?", r"down_(img|vid)\..*", r"encoder_to_decoder\..*")
-_POSITION_TABLES = (r"(decoder_)?pos_embed(_img|_vid)?",)
+_DECODERS = (
+    r"mask_token\w*",
+    r"decoder(_\w+)?(\..*)?",
+    r"(down|projector)_[a-z]+\..*",
+    r"encoder_to_decoder\..*",
+)
+_POSITION_TABLES = (r"(decoder_)?pos_embed(_[a-z]+)?",)
 UNUSED: Mapping[str, Sequence[str]] = {
     "image teacher": (*_DECODERS, *_POSITION_TABLES, r"(fc_)?norm\..*", r"head\..*"),
     "video teacher": (*_DECODERS, *_POSITION_TABLES, r"(fc_)?norm\..*", r"head\..*"),
@@ -186,7 +191,7 @@ def _layout_of(source: str, state: Mapping[str, Tensor]) -> Layout:
         )
     if patch.ndim == 4:
         return "mae"
-    if "down_img.weight" in state or "down_vid.weight" in state:
+    if any(re.match(r"(down|projector)_[a-z]+\.", name) for name in state):
         return "mvd_student"
     return "classifier" if "head.weight" in state else "video_encoder"
 

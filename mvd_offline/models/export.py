@@ -54,8 +54,10 @@ def convert_checkpoint(source: str | Path, to: Target, out: str | Path, sizes: S
     """Read `source` and write it as `to`.
 
     Args:
-        to: `mvd`: official names in a .pth (MVD, VideoMAE and MAE files keep their own layout); `hf`: a folder for
-            transformers; `timm`: image weights without decoder (.safetensors or .pth); `safetensors`: our own file.
+        to: `mvd`: official names in a .pth (MVD, VideoMAE and MAE files keep their own layout; a student's decoders of
+            pixels and of a momentum teacher, and projectors, have none and are dropped); `hf`: a folder for
+            transformers; `timm`: image weights without decoder (.safetensors or .pth); `safetensors`: our own file,
+            which keeps all.
         out: a file, or for `hf` a folder.
 
     Raises:
@@ -78,7 +80,14 @@ def _to_official(checkpoint: Checkpoint, out: Path, sizes: Sizes, converted: Con
     if checkpoint.layout == "mae":
         state = checkpoint.state
     elif checkpoint.layout == "mvd_student":
-        state = load_student(checkpoint.source, sizes.heads, decoder_heads=sizes.decoder_heads).state_dict()
+        student = load_student(checkpoint.source, sizes.heads, decoder_heads=sizes.decoder_heads).state_dict()
+        state = {name: tensor for name, tensor in student.items() if _is_official(name)}
+        converted.dropped = sorted(student.keys() - state.keys())
+        if not any(name.startswith("decoder_") for name in state):
+            converted.notes.append(
+                "what this student predicted has no official place, so that the file holds its encoder alone, with "
+                "MVD's 3-D positions: start fine-tuning from it"
+            )
     else:
         state = split_qkv_bias(checkpoint.state)
     positions = sizes.positions or checkpoint.positions
@@ -91,6 +100,12 @@ def _to_official(checkpoint: Checkpoint, out: Path, sizes: Sizes, converted: Con
         )
     _write_torch(out, {container: state})
     converted.tensors = len(state)
+
+
+def _is_official(name: str) -> bool:
+    """Whether the official student has such a tensor: it knows the decoders of image and video teachers only."""
+    part = name.split(".")[0]
+    return not part.startswith("projector_") and not part.endswith(("_pix", "_mom"))
 
 
 def _to_timm(checkpoint: Checkpoint, out: Path, sizes: Sizes, converted: Converted) -> None:

@@ -12,17 +12,20 @@ from mvd_offline.geometry import TokenGrid
 from mvd_offline.models.checkpoints import Checkpoint, State, load_strictly, read_checkpoint, split_qkv_bias
 from mvd_offline.models.classifier import Classifier, build_classifier
 from mvd_offline.models.positions import Positions, position_table
-from mvd_offline.models.student import SHORT_NAMES, Student
+from mvd_offline.models.student import SHORT_NAMES, PerTokenStudent, Student
+from mvd_offline.models.vit import Arch
 from mvd_offline.recipe import ClassifierSection, ClipSection
 
 HEAD: tuple[str, ...] = ("head.weight", "head.bias")
 
 
-def load_student(path: str | Path, heads: int | None = None, *, decoder_heads: int | None = None) -> Student:
+def load_student(
+    path: str | Path, heads: int | None = None, *, decoder_heads: int | None = None
+) -> Student | PerTokenStudent:
     """Load a student from an official MVD file or from our own safetensors, in evaluation mode.
 
-    Everything else is read from the weights: the token grid from the stored position table, the teachers from the
-    decoders that are there.
+    Everything else is read from the weights: the token grid from the stored position table, what it predicts from the
+    decoders that are there. One that was distilled token by token has projectors instead, and takes no mask.
 
     Args:
         heads: of the encoder, where neither the file nor the width tells.
@@ -34,8 +37,8 @@ def load_student(path: str | Path, heads: int | None = None, *, decoder_heads: i
     checkpoint = read_checkpoint(path)
     if checkpoint.layout != "mvd_student":
         raise CheckpointError(
-            f"{path}: this is a {checkpoint.layout} checkpoint; a student has decoders (down_img or down_vid). "
-            "To fine-tune it, start a classifier from it"
+            f"{path}: this is a {checkpoint.layout} checkpoint; a student has decoders (down_img, down_vid, ...) or "
+            "projectors. To fine-tune it, start a classifier from it"
         )
     student = _student_of(checkpoint, heads, decoder_heads)
     state = split_qkv_bias(checkpoint.state)
@@ -115,9 +118,11 @@ def start_finetuning(
     return classifier.train(), dropped
 
 
-def _student_of(checkpoint: Checkpoint, heads: int | None, decoder_heads: int | None) -> Student:
+def _student_of(checkpoint: Checkpoint, heads: int | None, decoder_heads: int | None) -> Student | PerTokenStudent:
     state, arch = checkpoint.state, checkpoint.arch(heads)
     shorts = {name: short for name, short in SHORT_NAMES.items() if f"decoder_{short}.head.weight" in state}
+    if "pos_embed" in state and any(name.startswith("projector_") for name in state):
+        return _per_token_student_of(checkpoint, arch)
     if not shorts or "pos_embed" not in state:
         raise CheckpointError(f"{checkpoint.source}: missing: pos_embed or decoder_img.head / decoder_vid.head tensors")
     first = next(iter(shorts.values()))
@@ -133,6 +138,25 @@ def _student_of(checkpoint: Checkpoint, heads: int | None, decoder_heads: int | 
             tubelet_size=checkpoint.tubelet_size,
             targets={name: state[f"decoder_{short}.head.weight"].shape[0] for name, short in shorts.items()},
             decoder=decoder,
+        )
+
+
+def _per_token_student_of(checkpoint: Checkpoint, arch: Arch) -> PerTokenStudent:
+    state = checkpoint.state
+    shorts = {name: short for name, short in SHORT_NAMES.items() if f"projector_{short}.layers.0.weight" in state}
+    if not shorts:
+        raise CheckpointError(f"{checkpoint.source}: missing: projector_img.layers or projector_vid.layers tensors")
+    first = f"projector_{next(iter(shorts.values()))}.layers."
+    depth = sum(name.startswith(first) and name.endswith(".weight") for name in state)
+    with torch.device("meta"):
+        return PerTokenStudent(
+            arch,
+            grid=_grid_of_table(state["pos_embed"], checkpoint.source),
+            patch_size=checkpoint.patch_size,
+            tubelet_size=checkpoint.tubelet_size,
+            targets={n: state[f"projector_{short}.layers.{depth - 1}.weight"].shape[0] for n, short in shorts.items()},
+            projector_depth=depth,
+            projector_width=state[f"{first}0.weight"].shape[0],
         )
 
 
@@ -159,7 +183,7 @@ def _is_half(tensor: Tensor) -> bool:
     return bool((tensor.half().float() == tensor).all())
 
 
-def _check_tables(student: Student, state: State, source: str) -> None:
+def _check_tables(student: Student | PerTokenStudent, state: State, source: str) -> None:
     """Stored tables must be the formula's; the model then keeps the formula's."""
     for name, computed in student.named_buffers():
         stored = state.get(name)

@@ -56,18 +56,21 @@ def mae_targets(images: Tensor, patch_size: int, normalize: bool = True) -> Tens
     return target
 
 
-def videomae_targets(video: Tensor, tubelet_size: int, patch_size: int, normalize: bool = True) -> Tensor:
+def videomae_targets(
+    video: Tensor, tubelet_size: int, patch_size: int, normalize: bool = True, index: Tensor | None = None
+) -> Tensor:
     """VideoMAE's regression targets, from pixels scaled back to [0, 1].
 
     Args:
         video: (B, 3, T, H, W), ImageNet-normalised.
         normalize: (x - mean) / (std + 1e-6) of each cube and channel over its positions, unbiased std.
+        index: int64 (B, M), the tokens that are wanted; all N when None.
 
     Returns:
-        float32 (B, N, tubelet_size * patch_size^2 * 3), each cube in t, y, x, channel order.
+        float32 (B, N, tubelet_size * patch_size^2 * 3), or (B, M, ...); each cube in t, y, x, channel order.
     """
     mean, std = channel_constants(video)
-    cubes = patches_of(video.float() * std + mean, tubelet_size, patch_size)
+    cubes = patches_of(video.float() * std + mean, tubelet_size, patch_size, index)
     target = cubes.permute(0, 1, 3, 4, 5, 2).flatten(2, 4)
     if normalize:
         deviation = target.var(dim=2, keepdim=True).sqrt() + NORM_PIX_EPS

@@ -18,21 +18,25 @@ class Saveable(Protocol):
     def state_dict(self) -> dict[str, Tensor]: ...
 
 
-def save_model(path: str | Path, model: Saveable, *, recipe: str = "") -> None:
+def save_model(
+    path: str | Path, model: Saveable, *, recipe: str = "", state: Mapping[str, Tensor] | None = None
+) -> None:
     """Write a student, a classifier or a pretraining model as safetensors, atomically; equal models, equal bytes.
 
     The metadata holds `format` ("mvd-offline student", ...), `heads`, `config` (JSON: all sizes) and, when given, the
-    resolved `recipe` as YAML (`dump_recipe`), so that `load_student` and the others need no arguments.
+    resolved `recipe` as YAML (`dump_recipe`), so that `load_student` and the others need no arguments. `state` are the
+    weights, where the model does not hold them itself: one that is sharded, or an average.
     """
     config = model.config()
     metadata = {
-        "format": f"mvd-offline {type(model).__name__.lower()}",
+        # FSDP names the class of a sharded model after its own: FSDPStudent.
+        "format": f"mvd-offline {type(model).__name__.removeprefix('FSDP').lower()}",
         "heads": str(config["arch"]["heads"]),
         "config": json.dumps(config, sort_keys=True),
     }
     if recipe:
         metadata["recipe"] = recipe
-    write_safetensors(path, model.state_dict(), metadata)
+    write_safetensors(path, model.state_dict() if state is None else state, metadata)
 
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -239,18 +239,46 @@ def teacher_for(section: TeacherSection, view: ViewSection, name: TeacherName) -
         tubelet_size=view.tubelet_size,
         precision=section.precision,
     )
-    if teacher.grid != view.grid:
-        fitting = view.grid.h * teacher.patch_size
-        raise RecipeError(
-            f"teachers.{name}: with patches of {teacher.patch_size} pixels, image_size {teacher.image_size} gives a "
-            f"token grid of {teacher.grid}, but the view's is {view.grid}; set teachers.{name}.image_size: {fitting}"
-        )
+    _check_grid(teacher, view, name)
     if section.sha256 is not None and section.sha256 != teacher.weights_sha256:
         raise CheckpointError(
             f"teachers.{name}: the recipe pins weights with sha256 {section.sha256}, but {section.weights} has "
             f"{teacher.weights_sha256}; use the pinned weights, or change teachers.{name}.sha256"
         )
     return teacher
+
+
+def empty_teacher(
+    section: TeacherSection, view: ViewSection, name: TeacherName, arch: Arch, patch_size: int
+) -> Teacher:
+    """A teacher of a recipe without its weights, on the `meta` device: it has sizes and shapes, and computes nothing.
+
+    Raises:
+        RecipeError: its token grid is not the view's.
+    """
+    with torch.device("meta"):
+        teacher = _build(
+            name,
+            arch,
+            patch_size=patch_size,
+            tubelet_size=view.tubelet_size,
+            image_size=section.image_size or view.image_size,
+            frames=view.frames,
+            any_size=False,
+            positions="interleaved_1d",
+            precision=section.precision,
+        )
+    _check_grid(teacher, view, name)
+    return teacher
+
+
+def _check_grid(teacher: Teacher, view: ViewSection, name: TeacherName) -> None:
+    if teacher.grid != view.grid:
+        fitting = view.grid.h * teacher.patch_size
+        raise RecipeError(
+            f"teachers.{name}: with patches of {teacher.patch_size} pixels, image_size {teacher.image_size} gives a "
+            f"token grid of {teacher.grid}, but the view's is {view.grid}; set teachers.{name}.image_size: {fitting}"
+        )
 
 
 def declared_identity(section: TeacherSection, view: ViewSection, name: TeacherName) -> dict[str, Any]:
@@ -272,6 +300,11 @@ def declared_identity(section: TeacherSection, view: ViewSection, name: TeacherN
     return declared
 
 
+def released_patch_size(kind: TeacherName, arch: str) -> int:
+    """Pixels of a patch's side of the released teacher of this size: MAE H has 14, all others 16."""
+    return 14 if kind == "image" and arch == "vit_huge" else 16
+
+
 def _random_teacher(
     text: str,
     kind: TeacherName,
@@ -285,8 +318,7 @@ def _random_teacher(
     if name not in ARCHS or len(rest) > 1 or not all(part.isdigit() for part in rest):
         raise UsageError(f"{text!r}: write random:ARCH or random:ARCH:SEED with ARCH one of {', '.join(ARCHS)}")
     arch = ARCHS[name] if heads is None else Arch(ARCHS[name].width, ARCHS[name].depth, heads)
-    # The released image teacher of this size is MAE H/14.
-    patch_size = 14 if kind == "image" and name == "vit_huge" else 16
+    patch_size = released_patch_size(kind, name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rest[0]) if rest else 0)
         teacher = _build(

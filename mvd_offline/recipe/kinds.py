@@ -89,6 +89,11 @@ class DistillRecipe(Section):
                 "with mask.kind none the student sees every token, so that pixels and momentum, which predict what is "
                 "hidden, have nothing to teach: use a tube or random mask, or leave them out"
             )
+        if self.mask.kind == "none" and self.mask.decoded < 1.0:
+            raise ValueError(
+                f"mask.decoded {self.mask.decoded:g} is a share of the masked tokens, and mask.kind none masks none: "
+                "leave it at 1, or use a tube or random mask"
+            )
         return self
 
 
@@ -101,13 +106,13 @@ class PretrainModelSection(EncoderSection):
 
 
 class PretrainRecipe(Section):
-    """A teacher from scratch: MAE on single frames or VideoMAE on clips."""
+    """A teacher from scratch: MAE on images, or single frames of videos; VideoMAE on clips."""
 
     kind: Literal["pretrain"]
     name: str
     method: Literal["mae", "videomae"]
     view: ViewSection = ViewSection()
-    """MAE uses one random frame of each video with a random resized crop and flip; VideoMAE uses the view as it is."""
+    """VideoMAE uses the view as it is. MAE takes a single frame in place of its clips, and resizes bicubically."""
     model: PretrainModelSection = PretrainModelSection()
     mask: MaskSection = MaskSection()
     normalize_targets: bool = True

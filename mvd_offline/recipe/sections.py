@@ -81,6 +81,8 @@ class ViewSection(ClipGeometry):
     def _check(self) -> Self:
         if not self.crop_scales or not all(0.0 < scale <= 1.0 for scale in self.crop_scales):
             raise ValueError(f"crop_scales must lie in (0, 1], not {self.crop_scales}")
+        if not 0.0 < self.crop_area[0] <= self.crop_area[1] <= 1.0:
+            raise ValueError(f"crop_area must be a smallest and a largest share in (0, 1], not {self.crop_area}")
         return self
 
 
@@ -307,3 +309,7 @@ class QuirkSection(Section):
     """Clips of one micro-batch of all processes of the released run. Its epochs go on for the whole micro-batches after
     the last full batch: their gradients have no update of their own and are added to the next epoch's first. None
     leaves these clips out."""
+
+    def floor_lr(self, optim: OptimSection) -> float:
+        """Where the cosine of a run ends."""
+        return optim.floor_lr if self.scale_min_lr else optim.min_lr

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from mvd_offline.errors import MvdError, NonFiniteLossError, UsageError
+from mvd_offline.errors import TrainingStopped, UsageError
 from mvd_offline.progress import WorkProgress
 from mvd_offline.randomness import KeyedStream
-from mvd_offline.recipe import OptimSection, TrainingSection
-from mvd_offline.training.metrics import Meter, MetricsWriter, Stopwatch
+from mvd_offline.recipe import OptimSection, QuirkSection, TrainingSection
+from mvd_offline.shards.atomic import clean_folder
+from mvd_offline.training.averages import Average
+from mvd_offline.training.feeding import Batch, Requests, read_batches, to_device
+from mvd_offline.training.launch import prepare
+from mvd_offline.training.metrics import Meter, MetricsWriter
 from mvd_offline.training.optim import build_optimizer, learning_rate, set_learning_rate
-from mvd_offline.training.order import BatchRequest, BatchShape, EpochRequests
+from mvd_offline.training.order import BatchRequest, BatchShape
+from mvd_offline.training.snapshot import put_back, take_snapshot
 from mvd_offline.training.state import Checkpoints, Position, RunIdentity
+from mvd_offline.training.step import StepLosses, clip_gradients, gradient_norm
+from mvd_offline.training.stopping import StopSignals, stop_requested
+from mvd_offline.training.timing import Timing, TrainingSummary
 
-Batch = dict[str, Any]
+__all__ = ["Batch", "Schedule", "Task", "TrainingSummary", "batches_of", "check_launch", "train"]
+
+NO_QUIRKS = QuirkSection()
+"""What pretraining and fine-tuning train with: no leftovers, and a floor that scales with the batch."""
 
 
 class Task(Protocol):
@@ -38,6 +46,8 @@ class Task(Protocol):
     model: nn.Module
     reader: Callable[[BatchRequest], Batch]
     """Reads one micro-batch; runs in a loader process, so it holds no model and pickles."""
+    averages: Mapping[str, Average]
+    """Moving averages of the model by name: updated after each step, part of each checkpoint. Mostly none."""
 
     def groups(self) -> list[dict[str, object]]:
         """Parameter groups of `training.optim.parameter_groups`."""
@@ -51,8 +61,11 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Scalars by name, `loss` (the one that is minimised) among them; tensors of `batch` are on the device."""
 
-    def save(self, folder: Path) -> None:
-        """Write what others load (a student, a teacher, a classifier) into the run folder."""
+    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write what others load (a student, a teacher, a classifier) into the run folder.
+
+        `state` is the model's state dict, whole: the model itself may hold a part of it, where it is sharded.
+        """
 
 
 @dataclass(frozen=True)
@@ -81,30 +94,24 @@ class Schedule:
             checkpoint_every=max(1, round(training.checkpoint_every_epochs * steps)),
         )
 
-    def learning_rate(self, step: int, optim: OptimSection) -> float:
+    def learning_rate(self, step: int, optim: OptimSection, quirks: QuirkSection = NO_QUIRKS) -> float:
         return learning_rate(
             step,
             peak=optim.peak_lr,
-            floor=optim.floor_lr,
+            floor=quirks.floor_lr(optim),
             warmup_steps=self.warmup_steps,
             total_steps=self.total_steps,
         )
 
 
-@dataclass(frozen=True)
-class TrainingSummary:
-    """What a call of `train` did (a resumed run counts only its own part)."""
-
-    steps: int
-    seconds: float
-    samples_per_second: float
-    data_wait_share: float
-    step_seconds: float
-    last: dict[str, float]
-
-
 def train(
-    task: Task, optim: OptimSection, training: TrainingSection, *, run: Path, accelerator: Accelerator
+    task: Task,
+    optim: OptimSection,
+    training: TrainingSection,
+    *,
+    run: Path,
+    accelerator: Accelerator,
+    quirks: QuirkSection = NO_QUIRKS,
 ) -> TrainingSummary:
     """Train `task` until its schedule ends, going on from the newest checkpoint of the run folder.
 
@@ -113,216 +120,165 @@ def train(
 
     Raises:
         NonFiniteLossError: before the update of the step whose loss is not finite.
+        TrainingStopped: SIGTERM or SIGINT came; the step that was under way is done and saved.
         UsageError, RecipeError: sizes that do not fit; a run folder of another recipe.
+        CheckpointError: the run folder's checkpoints are all damaged.
     """
-    shape, schedule = check_launch(task.samples_per_epoch(), optim, training, accelerator)
-    optimizer = build_optimizer(task.groups(), optim, accelerator.device)
-    task.model.to(accelerator.device)
+    shape, schedule = check_launch(task.samples_per_epoch(), optim, training, accelerator, quirks)
+    torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
+    main, device = accelerator.is_main_process, accelerator.device
 
-    main = accelerator.is_main_process
-
-    # Go on where the last checkpoint ends.
-    checkpoints = Checkpoints(run, training.keep_last)
-    model, prepared, position = _resume(task, optimizer, checkpoints, accelerator)
-    meter, step = Meter(position.meter_sums, position.meter_count), position.step
-    watch, record, losses = Stopwatch(), _Record(step), list[dict[str, Tensor]]()
-    logged: dict[str, float] = {}
+    # Go on where the last sound checkpoint ends.
+    state = _State(task, optim, shape, run, training.keep_last, accelerator)
+    position = state.resume()
+    meter, step, logged = Meter(position.meter_sums, position.meter_count), position.step, dict[str, float]()
+    losses, timing = StepLosses(), Timing(device, step=step, batch_size=optim.batch_size)
+    requests = _requests(task, position, schedule, shape, accelerator)
 
     with (
+        StopSignals(speak=main) as signals,
         MetricsWriter(run, resume_step=step, tensorboard=training.tensorboard, enabled=main) as writer,
         WorkProgress(task.title, schedule.stop_step, unit="steps", done=step, enabled=main) as progress,
     ):
-        for request, batch in _batches(task, position, schedule, shape, training, accelerator):
-            watch.lap("data")
-            task.model.train()
+        for request, read in read_batches(task.reader, requests, training, device):
+            timing.lap("data")
+            batch = to_device(read, device)
+            timing.lap("transfer")
 
             # Forward and backward; gradients are averaged over processes with the last micro-batch only.
+            task.model.train()
             torch.manual_seed(_step_seed(training.seed, request))
-            with contextlib.nullcontext() if request.last_of_step else accelerator.no_sync(model):
+            with contextlib.nullcontext() if request.last_of_step else accelerator.no_sync(state.model):
                 with accelerator.autocast():
-                    parts = task.loss(model, batch)
-                _refuse_non_finite(parts, step, request.rows, accelerator)
-                accelerator.backward(parts["loss"] / shape.accumulation)
-            losses.append({name: value.detach() for name, value in parts.items()})
-            watch.lap("compute")
+                    parts = task.loss(state.model, batch)
+                timing.lap("forward")
+                accelerator.backward(parts["loss"] / shape.divisor(request))
+            losses.add(parts, request)
+            timing.lap("backward")
             if not request.last_of_step:
                 continue
 
+            # Agree: one exchange of losses, gradient norm and signals, for which the device is waited for.
+            norm = gradient_norm(accelerator, state.optimizer, task.model)
+            values, stop = losses.agree(step, norm, stop_requested(), accelerator)
+
             # Update.
-            values = _mean_over_processes(losses, accelerator)
-            losses.clear()
-            values["grad_norm"] = _gradient_norm(accelerator, prepared, task.model, optim.clip_grad_norm)
-            lr = schedule.learning_rate(step, optim)
-            set_learning_rate(optimizer, lr)
-            prepared.step()
-            prepared.zero_grad(set_to_none=True)
+            lr = schedule.learning_rate(step, optim, quirks)
+            clip_gradients(task.model, norm, optim.clip_grad_norm)
+            state.update(lr, epoch=step / schedule.steps_per_epoch)
             step += 1
             meter.add(values)
-            watch.lap("compute")
+            timing.lap("optimizer")
 
             # Write down.
             note = None
             if step % training.log_every_steps == 0 or step == schedule.stop_step:
-                logged, timing = meter.take(), record.take(watch, step, optim.batch_size)
+                logged, seconds = meter.take(), timing.line(step)
                 epoch = (step - 1) // schedule.steps_per_epoch
-                writer.write({"step": step, "epoch": epoch, "lr": lr, **logged, "time": timing})
-                note = f"loss {logged['loss']:.4f}  {timing['samples_per_second']:.1f} clips/s"
+                writer.write({"step": step, "epoch": epoch, "lr": lr, **logged, "time": seconds})
+                note = f"loss {logged['loss']:.4f}  {seconds['samples_per_second']:.1f} clips/s"
             progress.reach(step, note)
 
             # Save.
             if step % schedule.checkpoint_every == 0 or step == schedule.stop_step:
-                _save(task, optimizer, checkpoints, _position_after(step, schedule, meter), run, accelerator)
-            watch.lap("save")
-    return record.summary(step, optim.batch_size, logged)
+                state.save(_position_after(step, schedule, meter))
+            timing.lap("save")
+            if stop:
+                break
+
+        # Asked to stop: after a step, or where the data of the next epoch is waited for.
+        if step < schedule.stop_step:
+            state.save(_position_after(step, schedule, meter))
+            raise TrainingStopped(run, step, schedule.stop_step, signals.names)
+    return timing.summary(step, logged)
 
 
 # ---- parts of the story ------------------------------------------------------------------------------------------
 
 
-def _resume(
-    task: Task, optimizer: torch.optim.Optimizer, checkpoints: Checkpoints, accelerator: Accelerator
-) -> tuple[nn.Module, AcceleratedOptimizer, Position]:
-    """Model and optimiser as the newest checkpoint left them, prepared for this launch, and the position."""
-    position, scaler_state = Position(), None
-    if newest := checkpoints.latest():
-        position, scaler_state = checkpoints.restore(newest, task.identity, task.model, optimizer)
-    model, prepared = accelerator.prepare(task.model, optimizer)
-    if accelerator.scaler is not None and scaler_state is not None:
-        accelerator.scaler.load_state_dict(scaler_state)
-    return model, prepared, position
+class _State:
+    """What a launch trains: model and optimiser as the launch holds them, averages, and their checkpoints."""
+
+    def __init__(
+        self, task: Task, optim: OptimSection, shape: BatchShape, run: Path, keep_last: int, accelerator: Accelerator
+    ) -> None:
+        self._task, self._run, self._accelerator = task, run, accelerator
+        self._checkpoints, self._saved_step = Checkpoints(run, keep_last), 0
+        optimizer = build_optimizer(task.groups(), optim, accelerator.device)
+        for module in (task.model, *(average.module for average in task.averages.values())):
+            module.to(accelerator.device)
+        whole = shape.accumulation == 1 and not shape.leftover
+        self.model, self.optimizer = prepare(task.model, optimizer, accelerator, syncs_every_backward=whole)
+
+    def resume(self) -> Position:
+        """Put back the newest sound checkpoint, if there is one; where to go on."""
+        newest: list[Path | None] = [None]
+        if self._accelerator.is_main_process:
+            clean_folder(self._run)
+            newest = [self._checkpoints.newest_sound()]
+        path = broadcast_object_list(newest)[0]
+        if path is None:
+            return Position()
+        position, snapshot = self._checkpoints.read(path, self._task.identity)
+        put_back(snapshot, self._task.model, self.optimizer.optimizer, self._task.averages)
+        if self._accelerator.scaler is not None and snapshot.scaler is not None:
+            self._accelerator.scaler.load_state_dict(snapshot.scaler)
+        self._saved_step = position.step
+        return position
+
+    def update(self, lr: float, *, epoch: float) -> None:
+        """One step of the optimiser, and of the averages; `epoch` counts the epochs done before it."""
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for average in self._task.averages.values():
+            average.update(epoch)
+
+    def save(self, position: Position) -> None:
+        """Save, unless this very step is saved."""
+        if position.step == self._saved_step:
+            return
+        scaler = None if self._accelerator.scaler is None else self._accelerator.scaler.state_dict()
+        snapshot = take_snapshot(self._task.model, self.optimizer.optimizer, self._task.averages, scaler)
+        if self._accelerator.is_main_process:
+            # The product first: a run killed in between does these steps, and its product, again.
+            self._task.save(self._run, snapshot.model)
+            self._checkpoints.save(position, self._task.identity, snapshot)
+        self._accelerator.wait_for_everyone()
+        self._saved_step = position.step
 
 
-def _save(
-    task: Task,
-    optimizer: torch.optim.Optimizer,
-    checkpoints: Checkpoints,
-    position: Position,
-    run: Path,
-    accelerator: Accelerator,
-) -> None:
-    if accelerator.is_main_process:
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        # The product first: a run killed in between does these steps, and its product, again.
-        task.save(run)
-        checkpoints.save(position, task.identity, task.model, optimizer, scaler)
-    accelerator.wait_for_everyone()
-
-
-class _Record:
-    """Turns phase seconds into the numbers that are reported."""
-
-    def __init__(self, step: int) -> None:
-        self._began, self._first = time.perf_counter(), step
-        self._seconds = {"data": 0.0, "compute": 0.0, "save": 0.0}
-        self._step = step
-
-    def take(self, watch: Stopwatch, step: int, batch_size: int) -> dict[str, float]:
-        seconds = watch.take()
-        for phase, value in seconds.items():
-            self._seconds[phase] += value
-        total = sum(seconds.values())
-        steps, self._step = step - self._step, step
-        return {
-            "samples_per_second": steps * batch_size / total if total else 0.0,
-            "data_wait_share": seconds.get("data", 0.0) / total if total else 0.0,
-            "step_seconds": total / steps,
-        }
-
-    def summary(self, step: int, batch_size: int, last: dict[str, float]) -> TrainingSummary:
-        steps, seconds = step - self._first, time.perf_counter() - self._began
-        busy = self._seconds["data"] + self._seconds["compute"]
-        return TrainingSummary(
-            steps=steps,
-            seconds=seconds,
-            samples_per_second=steps * batch_size / seconds,
-            data_wait_share=self._seconds["data"] / busy if busy else 0.0,
-            step_seconds=busy / steps if steps else 0.0,
-            last=last,
-        )
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An error of a loader process, carried as a value so that its class and message survive."""
-
-    error: MvdError
-
-
-class _Requests(Dataset[Any]):
-    """Gives a `DataLoader` the task's reader; the sampler yields requests instead of indices."""
-
-    def __init__(self, reader: Callable[[BatchRequest], Batch]) -> None:
-        self._reader = reader
-
-    def __getitem__(self, request: BatchRequest) -> tuple[BatchRequest, Batch | _Failure]:
-        try:
-            return request, self._reader(request)
-        except MvdError as error:
-            return request, _Failure(error)
-
-
-class _Sampler:
-    """All requests of this process from a position to the end: one loader serves the whole run without a gap."""
-
-    def __init__(self, task: Task, position: Position, schedule: Schedule, shape: BatchShape, rank: int) -> None:
-        self._task, self._position, self._schedule, self._shape, self._rank = task, position, schedule, shape, rank
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        step, epoch, first = self._position.step, self._position.epoch, self._position.batch
-        while step < self._schedule.stop_step:
-            rows = self._task.order(epoch)[: self._schedule.steps_per_epoch * self._shape.batch_size]
-            for request in EpochRequests(rows, self._shape, epoch=epoch, rank=self._rank, first_batch=first):
-                if step >= self._schedule.stop_step:
-                    return
-                yield request
-                step += request.last_of_step
-            epoch, first = epoch + 1, 0
-
-
-def _batches(
-    task: Task,
-    position: Position,
-    schedule: Schedule,
-    shape: BatchShape,
-    training: TrainingSection,
-    accelerator: Accelerator,
-) -> Iterator[tuple[BatchRequest, Batch]]:
-    loader: Iterable[tuple[BatchRequest, Batch | _Failure]] = DataLoader(
-        _Requests(task.reader),
-        sampler=_Sampler(task, position, schedule, shape, accelerator.process_index),
-        batch_size=None,
-        num_workers=training.workers,
-        prefetch_factor=training.prefetch_batches if training.workers else None,
-        pin_memory=accelerator.device.type == "cuda",
+def _requests(
+    task: Task, position: Position, schedule: Schedule, shape: BatchShape, accelerator: Accelerator
+) -> Requests:
+    return Requests(
+        task.order,
+        shape,
+        rank=accelerator.process_index,
+        steps_per_epoch=schedule.steps_per_epoch,
+        stop_step=schedule.stop_step,
+        step=position.step,
+        epoch=position.epoch,
+        batch=position.batch,
     )
-    for request, batch in loader:
-        if isinstance(batch, _Failure):
-            raise batch.error
-        yield request, _to_device(batch, accelerator.device)
 
 
 def batches_of(
     task: Task, optim: OptimSection, training: TrainingSection, accelerator: Accelerator
 ) -> Iterator[tuple[BatchRequest, Batch]]:
     """The micro-batches of a run from its start, on the device: what `train` iterates over."""
-    shape = BatchShape(optim.batch_size, accelerator.num_processes, optim.micro_batch_size)
-    schedule = Schedule.of(task.samples_per_epoch(), optim, training)
-    return _batches(task, Position(), schedule, shape, training, accelerator)
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return {
-        name: value.to(device, non_blocking=True)
-        if isinstance(value, Tensor)
-        else _to_device(value, device)
-        if isinstance(value, dict)
-        else value
-        for name, value in batch.items()
-    }
+    shape, schedule = check_launch(task.samples_per_epoch(), optim, training, accelerator)
+    requests = _requests(task, Position(), schedule, shape, accelerator)
+    for request, batch in read_batches(task.reader, requests, training, accelerator.device):
+        yield request, to_device(batch, accelerator.device)
 
 
 def check_launch(
-    samples: int, optim: OptimSection, training: TrainingSection, accelerator: Accelerator
+    samples: int,
+    optim: OptimSection,
+    training: TrainingSection,
+    accelerator: Accelerator,
+    quirks: QuirkSection = NO_QUIRKS,
 ) -> tuple[BatchShape, Schedule]:
     """Sizes of a run on this launch; call it before a run folder is begun.
 
@@ -338,7 +294,7 @@ def check_launch(
             f"training.precision is fp16, which needs a GPU; this run is on {accelerator.device}. "
             "--set training.precision=bf16, or no for float32."
         )
-    shape = BatchShape(optim.batch_size, accelerator.num_processes, optim.micro_batch_size)
+    shape = BatchShape(optim.batch_size, accelerator.num_processes, optim.micro_batch_size, quirks.leftover_micro_batch)
     return shape, Schedule.of(samples, optim, training)
 
 
@@ -349,35 +305,3 @@ def _step_seed(seed: int, request: BatchRequest) -> int:
 def _position_after(step: int, schedule: Schedule, meter: Meter) -> Position:
     epoch, batch = divmod(step, schedule.steps_per_epoch)
     return Position(step, epoch, batch, dict(meter.sums), meter.count)
-
-
-def _mean_over_processes(losses: list[dict[str, Tensor]], accelerator: Accelerator) -> dict[str, float]:
-    names = list(losses[0])
-    means = torch.stack([torch.stack([part[name].float() for part in losses]).mean() for name in names])
-    reduced = accelerator.reduce(means, reduction="mean")
-    return dict(zip(names, reduced.tolist(), strict=True))
-
-
-def _refuse_non_finite(parts: dict[str, Tensor], step: int, rows: tuple[int, ...], accelerator: Accelerator) -> None:
-    """All processes stop together: the sum over them is not finite as soon as one loss is not."""
-    total = accelerator.reduce(parts["loss"].detach().float(), reduction="sum")
-    if bool(torch.isfinite(total)):
-        return
-    values = ", ".join(f"{name} {float(value.detach()):g}" for name, value in parts.items())
-    found = (bool(torch.isfinite(parts["loss"].detach())), values, rows)
-    guilty = [(text, bad) for finite, text, bad in gather_object([found]) if not finite]
-    raise NonFiniteLossError(
-        f"the loss of step {step} is not finite ({'; '.join(text for text, _ in guilty)}; rows of the micro-batch: "
-        f"{', '.join(str(row) for _, bad in guilty for row in bad)}). No update was made. Look at the rows with "
-        "`mvd-offline shards show`; with fp16, try training.precision bf16; or lower optim.base_lr. "
-        "The run goes on from its last checkpoint."
-    )
-
-
-def _gradient_norm(accelerator: Accelerator, optimizer: Any, model: nn.Module, limit: float | None) -> float:
-    accelerator.unscale_gradients(optimizer)
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if limit is not None:
-        torch.nn.utils.clip_grads_with_norm_([p for p in model.parameters() if p.grad is not None], limit, norm)
-    return float(norm)

@@ -13,7 +13,7 @@ from mvd_offline.recipe import OptimSection
 
 # Names that the official code exempts from weight decay besides biases and 1-D tensors.
 EXEMPT = frozenset({"pos_embed", "cls_token", "mask_token"})
-MASK_TOKENS = frozenset({"mask_token_img", "mask_token_vid"})
+MASK_TOKENS = frozenset({"mask_token_img", "mask_token_vid", "mask_token_pix", "mask_token_mom"})
 
 
 def learning_rate(step: int, *, peak: float, floor: float, warmup_steps: int, total_steps: int) -> float:

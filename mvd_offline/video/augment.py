@@ -6,46 +6,15 @@ testing).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
-from mvd_offline.randomness import KeyedStream
 from mvd_offline.video.catalog import Video
 from mvd_offline.video.crops import CropBox
 from mvd_offline.video.render import View, crop_and_resize
-
-_TRIES = 10
-
-
-def random_resized_crop_box(
-    width: int,
-    height: int,
-    stream: KeyedStream,
-    area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (0.75, 4 / 3),
-) -> CropBox:
-    """A box of random area (a share of the frame) and random width / height, log-uniform; 10 tries to fit one in.
-
-    Else the largest centred box whose aspect is within bounds.
-    """
-    for _ in range(_TRIES):
-        pixels = width * height * stream.uniform(*area)
-        ratio = math.exp(stream.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return CropBox(stream.below(width - w + 1), stream.below(height - h + 1), w, h)
-    ratio = min(max(width / height, aspect[0]), aspect[1])
-    w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
-    return CropBox((width - w) // 2, (height - h) // 2, w, h)
-
-
-def draw_flip(probability: float, stream: KeyedStream) -> bool:
-    """Whether a clip is flipped horizontally."""
-    return stream.uniform() < probability
 
 
 def clip_view(video: Video, frame_indices: Sequence[int], crop: CropBox, *, flip: bool, group: int) -> View:

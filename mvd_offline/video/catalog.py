@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,12 +14,13 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvd_offline.errors import UsageError
+from mvd_offline.errors import UsageError, VideoError
 from mvd_offline.shards.atomic import publish_bytes
-from mvd_offline.video.decode import Reader
+from mvd_offline.video.decode import READERS, Reader
 from mvd_offline.video.decode import probe as probe_video
 from mvd_offline.video.examine import Examined, Probe, examine_files
-from mvd_offline.video.lists import ListedVideo, ListFormat, Subset, list_videos
+from mvd_offline.video.files import size_and_mtime
+from mvd_offline.video.lists import ListedVideo, ListFormat, Media, Subset, list_videos
 
 CATALOG_VERSION = 1
 STATUSES = ("ok", "unreadable", "too_short", "timeout", "missing")
@@ -31,9 +31,11 @@ _METADATA_KEY = b"mvd_offline.catalog"
 class Video:
     """A file of the data set. Its identity is its path relative to the catalog's root, with forward slashes.
 
+    An image is a video of one frame. One in a tar has the identity `TAR/NAME`, and the path says where it lies in the
+    tar (`files.TarMember`); `size` and `sha256` are then the image's, `mtime_ns` the tar's.
     `label` is -1 where none is known. `width` and `height` are pixels as displayed, after rotation. `status` is one of
     `STATUSES`, `detail` its reason (no folders of the machine that scanned). `decoder` is the reader that is exact for
-    this file (`decord` or `pyav`), empty for files that cannot be read, as is `sha256`.
+    this file (`decord`, `pyav` or `pillow`), empty for files that cannot be read, as is `sha256`.
     """
 
     video_id: str
@@ -54,7 +56,7 @@ class Video:
     @property
     def reader(self) -> Reader | None:
         """The reader that is exact for this file, as `decode` takes it."""
-        return "decord" if self.decoder == "decord" else "pyav" if self.decoder == "pyav" else None
+        return next((reader for reader in READERS if reader == self.decoder), None)
 
 
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
@@ -127,6 +129,7 @@ def scan(
     list_format: ListFormat | Literal["auto"] = "auto",
     split: int = 1,
     subset: Subset = "train",
+    media: Media | Literal["auto"] = "auto",
     workers: int = 8,
     timeout_seconds: float = 30.0,
     min_frames: int = 1,
@@ -134,10 +137,10 @@ def scan(
     on_progress: Callable[[int, int], None] | None = None,
     probe: Probe = probe_video,
 ) -> Catalog:
-    """Lists the videos of `source` and examines each file in a process of its own pool.
+    """Lists the videos and images of `source` and examines each file in a process of its own pool.
 
     Args:
-        source, root, list_format, split, subset: see `lists.list_videos`.
+        source, root, list_format, split, subset, media: see `lists.list_videos`.
         workers: processes.
         timeout_seconds: time limit of one file.
         min_frames: videos with fewer frames get the status `too_short`. MVD repeats frames of short videos, so the
@@ -152,7 +155,9 @@ def scan(
             f"workers is {workers}, min_frames {min_frames}, timeout_seconds {timeout_seconds:g}; "
             "allowed: at least 1, at least 1, above 0"
         )
-    listing = list_videos(Path(source), Path(root) if root else None, list_format, split=split, subset=subset)
+    listing = list_videos(
+        Path(source), Path(root) if root else None, list_format, split=split, subset=subset, media=media
+    )
     known = previous.by_id if previous else {}
     found = [_from_stat(listed, listing.root) for listed in listing.videos]
     todo = []
@@ -175,23 +180,21 @@ def scan(
 def _from_stat(listed: ListedVideo, root: Path) -> Video:
     """A row with what the file system knows; status `ok` means: worth a probe."""
     size = mtime_ns = 0
-    status, detail = "ok", ""
-    try:
-        facts = os.stat(root / listed.path)
-        size, mtime_ns = facts.st_size, facts.st_mtime_ns
-    except FileNotFoundError:
-        status, detail = "missing", "no such file"
-    except OSError as error:
-        status, detail = "unreadable", error.strerror or "cannot be opened"
+    status, detail = ("unreadable", listed.problem) if listed.problem else ("ok", "")
+    if not listed.problem:
+        try:
+            size, mtime_ns = size_and_mtime(root / listed.path)
+        except VideoError as error:
+            status, detail = error.status, error.reason
     return Video(
-        video_id=listed.path, path=listed.path, label=listed.label, label_name=listed.label_name,
+        video_id=listed.video_id, path=listed.path, label=listed.label, label_name=listed.label_name,
         frames=0, fps=0.0, width=0, height=0, size=size, mtime_ns=mtime_ns, sha256="",
         status=status, detail=detail, decoder="",
     )  # fmt: skip
 
 
 def _unchanged(old: Video, new: Video) -> bool:
-    same_file = (old.size, old.mtime_ns) == (new.size, new.mtime_ns)
+    same_file = (old.path, old.size, old.mtime_ns) == (new.path, new.size, new.mtime_ns)
     return same_file and new.status == "ok" and old.status not in ("timeout", "missing")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ _OFFSETS = (
     (0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3),
 )  # fmt: skip
 _SNAP_PIXELS = 3
+_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,33 @@ def center_crop(width: int, height: int) -> CropBox:
     """The largest centred square."""
     side = _short_side(width, height)
     return CropBox((width - side) // 2, (height - side) // 2, side, side)
+
+
+def random_resized_crop_box(
+    width: int,
+    height: int,
+    stream: KeyedStream,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (0.75, 4 / 3),
+) -> CropBox:
+    """torchvision's: a box of random area (a share of the frame) and random width / height, log-uniform; 10 tries.
+
+    Else the largest centred box whose aspect is within bounds.
+    """
+    for _ in range(_TRIES):
+        pixels = width * height * stream.uniform(*area)
+        ratio = math.exp(stream.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return CropBox(stream.below(width - w + 1), stream.below(height - h + 1), w, h)
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    w, h = min(width, max(1, round(height * ratio))), min(height, max(1, round(width / ratio)))
+    return CropBox((width - w) // 2, (height - h) // 2, w, h)
+
+
+def draw_flip(probability: float, stream: KeyedStream) -> bool:
+    """Whether a clip is flipped horizontally."""
+    return stream.uniform() < probability
 
 
 def _short_side(width: int, height: int) -> int:

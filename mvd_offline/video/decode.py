@@ -1,4 +1,4 @@
-"""Reading frames: decord where its random access is exact, PyAV elsewhere. Both run on one thread.
+"""Reading frames: decord where its random access is exact, PyAV elsewhere, Pillow for images; each on one thread.
 
 decord addresses frames by number but seeks to a keyframe by the keyframe's place in *decoding* order. Where that is not
 its place in display order (open groups of pictures, edit lists, AVI with B-frames) it returns another frame without a
@@ -7,9 +7,7 @@ word, so such files are read by PyAV. Where both readers are exact, their pixels
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.errors import VideoError
+from mvd_offline.video.files import check_regular, is_image
+from mvd_offline.video.images import PILLOW, decode_image
 from mvd_offline.video.packets import PYAV, PacketIndex, read_packet_index
 from mvd_offline.video.pyav_reader import count_with_pyav, decode_with_pyav
 
-Reader = Literal["decord", "pyav"]
+Reader = Literal["decord", "pyav", "pillow"]
+READERS: tuple[Reader, ...] = ("decord", "pyav", "pillow")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Decoded:
-    """RGB frames, uint8 (T, H, W, 3), and who decoded them: `"decord 0.6.0"` or `"pyav 18.1.0"`."""
+    """RGB frames, uint8 (T, H, W, 3), and who decoded them: `"decord 0.6.0"`, `"pyav 18.1.0"`, `"pillow 13.0.0"`."""
 
     frames: NDArray[np.uint8]
     decoder: str
@@ -51,9 +52,9 @@ class Decoded:
 
 @cache
 def decoder_version(reader: Reader) -> str:
-    """`"decord 0.6.0"`, `"pyav 18.1.0"`."""
-    if reader == "pyav":
-        return PYAV
+    """`"decord 0.6.0"`, `"pyav 18.1.0"`, `"pillow 13.0.0"`."""
+    if reader != "decord":
+        return PYAV if reader == "pyav" else PILLOW
     for package in ("decord", "eva-decord"):
         try:
             return f"{package} {metadata.version(package)}"
@@ -63,13 +64,16 @@ def decoder_version(reader: Reader) -> str:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Facts of a video, from its packets and a decode of its first and last frame.
+    """Facts of a video, from its packets and a decode of its first and last frame; of an image, from its decode.
 
     Raises:
         VideoError: missing, no video in it, or a frame that does not decode.
     """
     path = Path(path)
-    _check_regular(path)
+    if is_image(path):
+        height, width = decode_image(path).shape[:2]
+        return VideoInfo(frames=1, fps=0.0, width=width, height=height, decoder="pillow")
+    check_regular(path)
     index = read_packet_index(path)
     reader: Reader = "decord" if index.seeks_exactly and _decord_agrees(path, index) else "pyav"
     frames = index.frames
@@ -98,7 +102,7 @@ def decode(path: str | Path, indices: Sequence[int], *, reader: Reader | None = 
     """Frames by number, in the order asked for; a repeated number is decoded once.
 
     Args:
-        path: the file.
+        path: the file, or the address of an image in a tar (`files.TarMember`).
         indices: frame numbers in display order, from 0.
         reader: who a probe found to be exact for this file; None finds out, at the cost of reading the packets.
 
@@ -106,10 +110,12 @@ def decode(path: str | Path, indices: Sequence[int], *, reader: Reader | None = 
         VideoError: missing, not a video, or a frame that neither reader can decode.
     """
     path = Path(path)
-    _check_regular(path)
     wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)
     if wanted.size == 0 or wanted[0] < 0:
         raise VideoError(str(path), f"cannot decode frames {list(indices)}: give at least one, none negative")
+    if reader == "pillow" or (reader is None and is_image(path)):
+        return _decode_image(path, wanted, inverse)
+    check_regular(path)
     if reader is None:
         reader = "decord" if read_packet_index(path).seeks_exactly else "pyav"
     failure: VideoError | None = None
@@ -157,7 +163,16 @@ def _decord() -> Any:
     return decord
 
 
-# ---- both ----------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------------------
+
+
+def _decode_image(path: Path, wanted: NDArray[np.int64], inverse: NDArray[np.intp]) -> Decoded:
+    if wanted[-1] > 0:
+        raise VideoError(str(path), "an image has one frame", frame=int(wanted[-1]), decoder=PILLOW)
+    return Decoded(_in_order(decode_image(path)[None], inverse), PILLOW)
+
+
+# ---- all ----------------------------------------------------------------------------------------------------------
 
 
 def clean_reason(message: str, path: Path) -> str:
@@ -167,17 +182,6 @@ def clean_reason(message: str, path: Path) -> str:
     text = re.sub(r"^Check failed: .*?\([^()]* vs\. [^()]*\)\s*(?=\S)", "", text)
     text = text.replace(str(path), path.name).removeprefix("ERROR ")
     return text.rstrip(". ")
-
-
-def _check_regular(path: Path) -> None:
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise VideoError(str(path), "no such file", status="missing") from None
-    except OSError as error:
-        raise VideoError(str(path), error.strerror or "cannot be opened") from None
-    if not stat.S_ISREG(mode):
-        raise VideoError(str(path), "not a regular file")
 
 
 def _in_order(frames: NDArray[np.uint8], inverse: NDArray[np.intp]) -> NDArray[np.uint8]:

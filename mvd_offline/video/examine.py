@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from mvd_offline.errors import VideoError
 from mvd_offline.video.decode import VideoInfo, clean_reason
+from mvd_offline.video.files import file_sha256
 from mvd_offline.video.workers import DecodePool
 
 Probe = Callable[[Path], VideoInfo]
@@ -53,12 +53,6 @@ def examine_files(
                 except VideoError as error:
                     examined = Examined(error.status, detail=error.reason)
                 yield position, examined
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _examine(path: Path, probe: Probe) -> Examined:

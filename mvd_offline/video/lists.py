@@ -1,4 +1,4 @@
-"""Lists of videos as data sets publish them: one parser for each format, all giving `Listing`s.
+"""Lists of videos and images as data sets publish them: one parser for each format, all giving `Listing`s.
 
 Every path is relative to a root folder and cannot leave it; every error names the file, the line and what was expected.
 """
@@ -8,29 +8,42 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from mvd_offline.errors import UsageError
+from braceexpand import braceexpand
 
-ListFormat = Literal["folder", "csv", "ucf101", "hmdb51", "ssv2"]
+from mvd_offline.errors import UsageError
+from mvd_offline.video.files import TAR_SUFFIX, is_image, is_video
+from mvd_offline.video.tars import list_images
+
+ListFormat = Literal["folder", "webdataset", "csv", "ucf101", "hmdb51", "ssv2"]
+Media = Literal["videos", "images", "both"]
 Subset = Literal["train", "test"]
 
-VIDEO_SUFFIXES = frozenset(
-    ".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .wmv".split()  # noqa: SIM905
-)
 _HMDB51_FILE = re.compile(r"(?P<label>.+)_test_split(?P<split>\d+)\.txt")
 
 
 @dataclass(frozen=True)
 class ListedVideo:
-    """A path relative to the root, with forward slashes; label -1 and an empty name where none is known."""
+    """A path relative to the root, with forward slashes; label -1 and an empty name where none is known.
+
+    An image in a tar has the path of `files.TarMember`. `problem` says why an entry cannot be read, where its list
+    already tells.
+    """
 
     path: str
     label: int = -1
     label_name: str = ""
+    name: str = ""
+    problem: str = ""
+
+    @property
+    def video_id(self) -> str:
+        """The path; of an image in a tar `TAR/NAME`, which stays when the tar is packed anew."""
+        return self.name or self.path
 
 
 @dataclass(frozen=True)
@@ -49,26 +62,35 @@ def list_videos(
     *,
     split: int = 1,
     subset: Subset = "train",
+    media: Media | Literal["auto"] = "auto",
 ) -> Listing:
     """Reads a list or walks a folder.
 
     Args:
-        source: a folder of videos, a list, or for HMDB51 the folder of its split files.
+        source: a folder of videos or images, a list, a tar of images, a folder of tars, a pattern such as
+            `train-{000..146}.tar`, or for HMDB51 the folder of its split files.
         root: what the list's paths are relative to; by default the folder that is walked, or the list's own.
         list_format: `auto` tells by the names of files.
         split, subset: which split and side to take; HMDB51 only, whose files hold all of them.
+        media: what of a folder to take; `auto` takes what there is, of one sort.
 
     Raises:
-        UsageError: no such source, a malformed line, a path outside the root, a video listed twice, or none at all.
+        UsageError: no such source, a malformed line, a path outside the root, a video listed twice, a folder that
+            holds both videos and images, or none at all.
     """
-    if not source.exists():
-        raise UsageError(f"{source}: no such file or folder; give a folder of videos or a list of them")
-    chosen = detect_format(source) if list_format == "auto" else list_format
-    root = Path(os.path.abspath(root or (source if source.is_dir() else source.parent)))
+    tars = _expand(source) if "{" in str(source) and not source.exists() else []
+    if not tars and not source.exists():
+        raise UsageError(f"{source}: no such file or folder; give a folder of videos or images, or a list of them")
+    chosen = list_format if list_format != "auto" else "webdataset" if tars else detect_format(source)
+    if media != "auto" and chosen != "folder":
+        raise UsageError(f"{source} is read as {chosen}; --media tells what to take of a folder (--format folder)")
+    home = os.path.commonpath([tar.parent for tar in tars]) if tars else source if source.is_dir() else source.parent
+    root = Path(os.path.abspath(root or home))
     if not root.is_dir():
         raise UsageError(f"{root}: the root is no folder; --root names the folder that the list's paths start from")
     parsers: dict[str, Callable[[], Listing]] = {
-        "folder": lambda: parse_folder(source, root),
+        "folder": lambda: parse_folder(source, root, media),
+        "webdataset": lambda: parse_tars(tars or _tars_of(source), root, str(source)),
         "csv": lambda: parse_csv(source, root),
         "ucf101": lambda: parse_ucf101(source, root),
         "hmdb51": lambda: parse_hmdb51(source, root, split, subset),
@@ -78,14 +100,31 @@ def list_videos(
         raise UsageError(f"list format {chosen!r} is unknown; allowed: auto, {', '.join(parsers)}")
     listing = parsers[chosen]()
     if not listing.videos:
-        raise UsageError(f"{source}: no video found when read as {chosen}; --format names another way to read it")
+        what = {"videos": "video", "images": "image"}.get(media, "video or image")
+        raise UsageError(f"{source}: no {what} found when read as {chosen}; --format names another way to read it")
     return listing
 
 
 def detect_format(source: Path) -> ListFormat:
-    """`folder` or `hmdb51` for a folder; by name `ucf101`, `ssv2` or `csv` for a file."""
+    """`folder`, `webdataset` or `hmdb51` for a folder; by name `webdataset`, `ucf101`, `ssv2` or `csv` for a file.
+
+    Raises:
+        UsageError: a folder that holds tars beside videos or images, or a compressed tar.
+    """
     if source.is_dir():
-        return "hmdb51" if any(_HMDB51_FILE.fullmatch(path.name) for path in source.iterdir()) else "folder"
+        if any(_HMDB51_FILE.fullmatch(path.name) for path in source.iterdir()):
+            return "hmdb51"
+        tars = next(_walk(source, _is_tar), None)
+        if tars and (file := next(_walk(source, lambda name: is_video(name) or is_image(name)), None)):
+            raise UsageError(
+                f"{source} holds tars ({tars.name}) beside other files ({file.name}): --format webdataset takes the "
+                "images in its tars, --format folder the files outside of them"
+            )
+        return "webdataset" if tars else "folder"
+    if _is_tar(source.name):
+        return "webdataset"
+    if re.search(r"\.(tgz|tar\.\w+)$", source.name):
+        raise UsageError(f"{source}: images in a compressed tar cannot be read one by one; decompress it to a .tar")
     if source.suffix == ".json":
         return "ssv2"
     return "ucf101" if re.fullmatch(r"(train|test)list\d*\.txt", source.name) else "csv"
@@ -94,13 +133,21 @@ def detect_format(source: Path) -> ListFormat:
 # ---- formats -------------------------------------------------------------------------------------------------------
 
 
-def parse_folder(source: Path, root: Path) -> Listing:
-    """Every video file below `source`. When all lie in a tree class/video, the folder is the label, alphabetically."""
+def parse_folder(source: Path, root: Path, media: Media | Literal["auto"] = "auto") -> Listing:
+    """Every video, or every image, below `source`.
+
+    When all lie in a tree class/file, the folder is the label, alphabetically.
+    """
     folder = Path(os.path.abspath(source))
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(parent, n) for n in files if Path(n).suffix.lower() in VIDEO_SUFFIXES and not n.startswith(".")]
+    found = list(
+        _walk(folder, {"videos": is_video, "images": is_image}.get(media, lambda n: is_video(n) or is_image(n)))
+    )
+    images = sum(is_image(path.name) for path in found)
+    if media == "auto" and 0 < images < len(found):
+        raise UsageError(
+            f"{source} holds {len(found) - images} videos and {images} images; --media videos or --media images takes "
+            "one sort, --media both takes each image as a video of one frame"
+        )
     inner = [path.relative_to(folder).parts for path in found]
     classes: tuple[str, ...] = ()
     if all(len(parts) == 2 for parts in inner):
@@ -111,6 +158,18 @@ def parse_folder(source: Path, root: Path) -> Listing:
         for path, parts in zip(found, inner, strict=True)
     ]
     return Listing(tuple(sorted(videos, key=lambda video: video.path)), root, classes)
+
+
+def parse_tars(tars: Iterable[Path], root: Path, where: str) -> Listing:
+    """Images in tars as webdataset writes them: `key.jpg`, with its class number in `key.cls` where it has one."""
+    videos = []
+    for path in tars:
+        tar = _inside(os.path.abspath(path), root, where)
+        videos += [
+            ListedVideo(image.address(tar), image.label, "", f"{tar}/{image.name}".rstrip("/"), image.problem)
+            for image in list_images(path)
+        ]
+    return Listing(tuple(videos), root)
 
 
 def parse_csv(source: Path, root: Path) -> Listing:
@@ -234,6 +293,34 @@ def _inside(path: str, root: Path, where: str) -> str:
     if inner.split(os.sep)[0] == os.pardir or inner == os.curdir:
         raise UsageError(f"{where}: {path} is outside the root {root}; --root names the folder that holds all videos")
     return Path(inner).as_posix()
+
+
+def _walk(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
+    """Files below a folder whose name is wanted, hidden ones left out; in an order that is the same everywhere."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith(".") and wanted(name))
+
+
+def _is_tar(name: str) -> bool:
+    return name.endswith(TAR_SUFFIX)
+
+
+def _tars_of(source: Path) -> Iterable[Path]:
+    return _walk(source, _is_tar) if source.is_dir() else [source]
+
+
+def _expand(pattern: Path) -> list[Path]:
+    """The tars of a pattern such as `train-{000..146}.tar`."""
+    try:
+        paths = [Path(name) for name in braceexpand(str(pattern))]
+    except ValueError:  # its UnbalancedBracesError
+        raise UsageError(f"{pattern}: its braces do not pair; write a pattern like train-{{000..146}}.tar") from None
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not all(_is_tar(path.name) for path in paths):
+        wrong = f"no such file as {missing[0]}" if missing else "a pattern names .tar files"
+        raise UsageError(f"{pattern}: {wrong} (the pattern gives {len(paths)} names)")
+    return paths
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

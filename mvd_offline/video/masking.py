@@ -45,6 +45,20 @@ def draw_mask(kind: MaskKind, grid: TokenGrid, ratio: float, stream: KeyedStream
     return tube_mask(grid, ratio, stream) if kind == "tube" else random_mask(grid, ratio, stream)
 
 
+def decoded_tokens(masked: int, share: float) -> int:
+    """How many of the masked tokens a student predicts: `int(share * masked)`, and at least one."""
+    return max(1, int(share * masked))
+
+
+def draw_decoded(mask: NDArray[np.bool_], share: float, stream: KeyedStream) -> NDArray[np.int64]:
+    """The masked tokens that a student predicts, ascending: all of them, or a random choice of that share."""
+    masked = np.flatnonzero(mask)
+    if share == 1.0:
+        return masked
+    chosen = stream.permutation(len(masked))[: decoded_tokens(len(masked), share)]
+    return masked[np.sort(chosen)]
+
+
 def _draw(tokens: int, masked: int, stream: KeyedStream) -> NDArray[np.bool_]:
     mask = np.zeros(tokens, np.bool_)
     mask[stream.permutation(tokens)[:masked]] = True

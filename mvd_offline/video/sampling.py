@@ -19,10 +19,21 @@ Indices = tuple[int, ...]
 # ---- distillation (MVD official code, K400 pretraining data set) ---------------------------------------------------
 
 
-def distillation_first_frame(frames_in_video: int, span: int, stream: KeyedStream) -> int:
-    """Uniform in `[0, frames_in_video - span]`, both ends included; 0 for a video shorter than the span."""
+def distillation_first_frame(
+    frames_in_video: int, span: int, stream: KeyedStream, segment: int = 0, segments: int = 1
+) -> int:
+    """Where a clip of `span` frames starts: uniform in `[0, frames_in_video - span]`, both ends included.
+
+    Of several clips each starts in its own of as many equal parts of that range (what is left over at its end starts
+    none); anywhere in it where it has fewer frames than there are clips. 0 for a video shorter than the span.
+    """
     _check_frames(frames_in_video)
-    return stream.below(frames_in_video - span + 1) if frames_in_video >= span else 0
+    _check_clip(segment, segments)
+    starts = frames_in_video - span + 1
+    if starts < 1:
+        return 0
+    part = starts // segments
+    return segment * part + stream.below(part) if part else stream.below(starts)
 
 
 def distillation_indices(frames_in_video: int, first: int, num_frames: int = 16, stride: int = 4) -> Indices:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mvd_offline.errors import UsageError
 from mvd_offline.randomness import KeyedStream
@@ -37,6 +38,7 @@ class SyntheticVideo:
     motion: str
     short_side: tuple[int, int]
     frames: tuple[int, int]
+    aspects: tuple[float, ...] = _ASPECTS
 
 
 def class_names(classes: int = 16) -> tuple[str, ...]:
@@ -56,6 +58,8 @@ def synthesize(
     classes: int = 16,
     short_side: tuple[int, int] = (64, 96),
     frames: tuple[int, int] = (48, 96),
+    aspects: tuple[float, ...] = _ASPECTS,
+    images: bool = False,
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
@@ -70,6 +74,8 @@ def synthesize(
         seed, split: key of all draws; another split of the same seed has the same classes and other videos.
         short_side: smallest and largest shorter side in pixels; odd sizes are rounded down.
         frames: fewest and most frames. Below 64, a video is shorter than MVD's clips of 16 frames at stride 4.
+        aspects: width over height; each video draws one of them.
+        images: write the first frame of each as `<number>.png` instead.
         workers: processes.
         on_progress: called with (videos done, videos).
     """
@@ -81,7 +87,8 @@ def synthesize(
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(videos_per_class):
             key = ("synthetic", seed, split, name, number)
-            videos.append(SyntheticVideo(folder / f"{number:05d}.mp4", key, texture, motion, short_side, frames))
+            path = folder / f"{number:05d}.{'png' if images else 'mp4'}"
+            videos.append(SyntheticVideo(path, key, texture, motion, short_side, frames, aspects))
     if workers == 1:
         for done, video in enumerate(videos, start=1):
             _write_video(video)
@@ -98,11 +105,15 @@ def synthesize(
 def _write_video(video: SyntheticVideo) -> None:
     stream = KeyedStream(*video.key)
     short = _between(stream, *video.short_side)
-    aspect = _ASPECTS[stream.below(len(_ASPECTS))]
+    aspect = video.aspects[stream.below(len(video.aspects))]
     width, height = (_even(short * max(aspect, 1.0)), _even(short * max(1 / aspect, 1.0)))
     count = _between(stream, *video.frames)
     rate = _FRAME_RATES[stream.below(len(_FRAME_RATES))]
-    encode(video.path, draw_frames(width, height, count, video.texture, video.motion, stream), rate)
+    if video.path.suffix == ".png":
+        (picture,) = draw_frames(width, height, 1, video.texture, video.motion, stream)
+        Image.fromarray(picture).save(video.path)
+    else:
+        encode(video.path, draw_frames(width, height, count, video.texture, video.motion, stream), rate)
 
 
 # ---- pixels --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from mvd_offline.errors import UsageError
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import ViewSection
 from mvd_offline.video.catalog import Catalog, Video
-from mvd_offline.video.crops import CropBox, center_crop, draw_multiscale_crop
+from mvd_offline.video.crops import (
+    CropBox,
+    center_crop,
+    draw_flip,
+    draw_multiscale_crop,
+    random_resized_crop_box,
+)
 from mvd_offline.video.render import Rendered, View, crop_and_resize, pixel_hash, render, render_sizes
 from mvd_offline.video.sampling import distillation_first_frame, distillation_indices
 
@@ -58,9 +65,10 @@ _SCHEMA = pa.schema(
 class Plan:
     """Views of a store by `view_id`.
 
-    Group g holds one view of each video, in an order that only seed and video ids decide, and starts at a shard's
-    boundary: `view_id = g * ceil(videos / rows_per_shard) * rows_per_shard + position`, `shard = view_id //
-    rows_per_shard`. The ids between a group's last video and the next shard do not exist.
+    Group g holds one view of each video, or `num_sample` that follow each other, in an order that only seed and video
+    ids decide, and starts at a shard's boundary: `view_id = g * ceil(videos * num_sample / rows_per_shard) *
+    rows_per_shard + position of the video * num_sample + segment`, `shard = view_id // rows_per_shard`. The ids between
+    a group's last view and the next shard do not exist.
 
     >>> plan = Plan.from_catalog(catalog, recipe.view, recipe.store.rows_per_shard)   # doctest: +SKIP
     >>> render(plan[0], catalog.root, image_size=224)                                 # doctest: +SKIP
@@ -85,11 +93,12 @@ class Plan:
         if rows_per_shard < 1:
             raise UsageError(f"rows_per_shard is {rows_per_shard}; allowed: 1 or more")
         videos = sorted(catalog.videos, key=lambda video: _order_key(section.seed, video.video_id))
-        group_height = -(-len(videos) // rows_per_shard) * rows_per_shard
+        group_height = -(-len(videos) * section.num_sample // rows_per_shard) * rows_per_shard
+        clips = list(product(videos, range(section.num_sample)))
         rows = [
-            _row(draw_view(video, section, group), group * group_height + position, rows_per_shard)
+            _row(draw_view(video, section, group, segment), group * group_height + position, rows_per_shard)
             for group in range(section.groups)
-            for position, video in enumerate(videos)
+            for position, (video, segment) in enumerate(clips)
         ]
         facts = {
             "version": PLAN_VERSION,
@@ -174,7 +183,7 @@ class Plan:
         if view_id not in self:
             raise KeyError(f"view {view_id} does not exist: the plan has {len(self)} views in {self.rows} rows")
         group, position = divmod(view_id, self._group_height)
-        row = {name: column[group * self.videos + position].as_py() for name, column in self._columns.items()}
+        row = {name: column[group * self._group_rows + position].as_py() for name, column in self._columns.items()}
         crop = CropBox(*(row.pop(f"crop_{side}") for side in "xywh"))
         return View(
             **row | {"crop": crop, "frame_indices": tuple(row["frame_indices"]), "decoder": row["decoder"] or None}
@@ -194,19 +203,27 @@ class Plan:
         return self.view_ids[start:stop]
 
     @property
+    def _group_rows(self) -> int:
+        return self.videos * self.section.num_sample
+
+    @property
     def _group_height(self) -> int:
-        return -(-self.videos // self.rows_per_shard) * self.rows_per_shard
+        return -(-self._group_rows // self.rows_per_shard) * self.rows_per_shard
 
     def _exists(self, view_id: int) -> bool:
-        return 0 <= view_id < self.rows and view_id % self._group_height < self.videos
+        return 0 <= view_id < self.rows and view_id % self._group_height < self._group_rows
 
     @cached_property
     def _columns(self) -> dict[str, pa.Array]:
         return {name: self._table[name].combine_chunks() for name in self._table.column_names}
 
 
-def draw_view(video: Video, section: ViewSection, group: int) -> dict[str, Any]:
-    """A view's columns except its place in the table: a function of seed, video and group alone."""
+def draw_view(video: Video, section: ViewSection, group: int, segment: int = 0) -> dict[str, Any]:
+    """A view's columns except its place in the table: a function of seed, video, group and segment alone.
+
+    Args:
+        segment: which of the video's `section.num_sample` clips.
+    """
     view: dict[str, Any] = {
         "video_id": video.video_id,
         "path": video.path,
@@ -224,14 +241,22 @@ def draw_view(video: Video, section: ViewSection, group: int) -> dict[str, Any]:
     }
     if video.status != "ok":
         return view
-    stream = KeyedStream("view", section.seed, video.video_id, group)
-    first = distillation_first_frame(video.frames, section.frames * section.stride, stream)
+    key = (group, segment) if section.num_sample > 1 else (group,)
+    stream = KeyedStream("view", section.seed, video.video_id, *key)
+    span = section.frames * section.stride
+    first = distillation_first_frame(video.frames, span, stream, segment, section.num_sample)
     view["frame_indices"] = distillation_indices(video.frames, first, section.frames, section.stride)
-    if section.crop == "multiscale":
-        view["crop"] = draw_multiscale_crop(video.width, video.height, section.image_size, stream, section.crop_scales)
-    else:
-        view["crop"] = center_crop(video.width, video.height)
+    view["crop"] = _draw_crop(video, section, stream)
+    view["flip"] = draw_flip(section.flip, stream)
     return view
+
+
+def _draw_crop(video: Video, section: ViewSection, stream: KeyedStream) -> CropBox:
+    if section.crop == "multiscale":
+        return draw_multiscale_crop(video.width, video.height, section.image_size, stream, section.crop_scales)
+    if section.crop == "random_resized":
+        return random_resized_crop_box(video.width, video.height, stream, area=section.crop_area)
+    return center_crop(video.width, video.height)
 
 
 def _row(view: dict[str, Any], view_id: int, rows_per_shard: int) -> dict[str, Any]:

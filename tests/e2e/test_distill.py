@@ -21,6 +21,7 @@ from torch import Tensor
 from mvd_offline.cli.main import main
 from mvd_offline.distill import distill
 from mvd_offline.distillation.checking import check_store
+from mvd_offline.distillation.data import DistillData
 from mvd_offline.distillation.task import DistillTask
 from mvd_offline.errors import PixelMismatchError
 from mvd_offline.models import load_student
@@ -73,7 +74,8 @@ def trajectory(targets: str, store: Path, steps: int) -> Iterator[tuple[dict[str
     recipe = small_recipe({"targets": targets, "optim.epochs": 7})
     accelerator, opened = Accelerator(), open_store(store)
     root = Path(json.loads((store / "local.json").read_text())["videos_root"])
-    task = DistillTask(recipe, opened, open_targets(recipe, opened, accelerator.device), root)
+    data = DistillData.of_store(recipe, opened, root)
+    task = DistillTask(recipe, data, open_targets(recipe, opened, accelerator.device))
     optimizer = build_optimizer(task.groups(), recipe.optim, accelerator.device)
     set_learning_rate(optimizer, recipe.optim.peak_lr)
     losses: list[dict[str, Tensor]] = []
@@ -177,7 +179,8 @@ def test_a_recipe_may_compile_the_student_without_renaming_its_parameters(store:
     tasks = []
     for compiled in (False, True):
         recipe = small_recipe({"student.compile": compiled})
-        tasks.append(DistillTask(recipe, opened, open_targets(recipe, opened, torch.device("cpu")), store))
+        data = DistillData.of_store(recipe, opened, store)
+        tasks.append(DistillTask(recipe, data, open_targets(recipe, opened, torch.device("cpu"))))
 
     # Compiling itself waits for the first batch, and takes minutes on a CPU.
     assert [task.student._compiled_call_impl is not None for task in tasks] == [False, True]
@@ -354,9 +357,9 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_rows(
     assert run_cli(write_recipe(tmp_path / "r.yaml", absurd), store, tmp_path / "run") == 1
 
     error = one_paragraph(capsys.readouterr().err)
-    found = re.search(r"the loss of step 1 is not finite .*rows of the micro-batch: (\d+), (\d+)\)", error)
+    found = re.search(r"the loss of step 1 is not finite .*rows of these micro-batches: ([\d, ]+)\)", error)
     assert found is not None, error
     recipe, opened = small_recipe(absurd), open_store(store)
-    order = DistillTask(recipe, opened, open_targets(recipe, opened, torch.device("cpu")), tmp_path).order(0)
-    assert [int(found[1]), int(found[2])] == order[4:6].tolist()
+    order = DistillData.of_store(recipe, opened, tmp_path).samples.order(0)
+    assert [int(row) for row in found[1].split(", ")] == order[4:8].tolist()
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1]

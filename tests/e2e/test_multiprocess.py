@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from small_runs import (
     command,
     contents,
+    descendants,
     hanging,
     launched,
     make_store,
@@ -23,6 +29,7 @@ from small_runs import (
 )
 
 from mvd_offline.cli.main import main
+from mvd_offline.models import load_student
 from mvd_offline.video.views import Plan
 
 
@@ -80,20 +87,114 @@ def committed(store: Path) -> int:
     return len(list(store.glob("commits/*/*.json")))
 
 
-def test_two_processes_have_the_losses_of_one_and_one_goes_on_from_their_checkpoint(made: Path, tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml")
+# An epoch of twelve rows: one step of eight, and two leftovers of two that join the next epoch's.
+LEFTOVERS = {
+    "optim.batch_size": 8,
+    "optim.epochs": 12,
+    "optim.clip_grad_norm": 0.5,
+    "ema.decay": 0.7,
+    "quirks.leftover_micro_batch": 2,
+}
+
+
+def test_two_processes_that_are_asked_to_stop_leave_a_checkpoint_from_which_one_goes_on_with_the_same_losses(
+    made: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", LEFTOVERS)
     alone, together = tmp_path / "alone", tmp_path / "together"
 
-    def distill(folder: Path) -> list[str]:
-        return ["distill", str(recipe), "--store", str(made / "store"), "--run", str(folder)]
+    def distill(folder: Path, micro: int, *options: str) -> list[str]:
+        micro_batch = ("--set", f"optim.micro_batch_size={micro}")
+        return ["distill", str(recipe), "--store", str(made / "store"), "--run", str(folder), *micro_batch, *options]
 
-    # Two processes accumulate gradients over micro-batches of 1; one process alone takes each batch whole.
-    halves = ("--set", "optim.micro_batch_size=1", "--set", "optim.stop_after_epochs=3")
-    run(launched(2, *distill(together), *halves), tmp_path / "log", timeout=200, ranks=2)
-    assert len(metrics(together)) == 9
-    assert main(distill(together)) == 0
-    assert main([*distill(alone), "--set", "optim.micro_batch_size=4"]) == 0
+    # Two processes accumulate gradients over micro-batches of 1; one process alone takes each batch whole. Without
+    # checkpoints between, and with loader processes, which a signal to all of a job reaches too.
+    options = ("--set", "training.checkpoint_every_epochs=99", "--set", "training.workers=1")
+    with started(launched(2, *distill(together, 1, *options)), tmp_path / "log") as process:
+        log = tmp_path / "log"
+        assert wait_until(lambda: len(steps_of(together)) >= 3, seconds=100, step=0.05), log.read_text()
+        for pid in descendants(process.mark):  # as Slurm does, also to loader processes
+            os.kill(pid, signal.SIGTERM)
+        assert process.wait(60) != 0, "the launcher has a status of its own"
+        assert re.search(r"stopped by SIGTERM after step \d+ of 12", log.read_text()), log.read_text()
+    saved = [int(path.name.removeprefix("step-")) for path in (together / "checkpoints").iterdir()]
+    assert saved == [len(steps_of(together))], "the step that was under way is done and saved"
+    assert 3 <= saved[0] < 12
 
-    assert len(metrics(together)) == len(metrics(alone)) == 12
-    for ours, theirs in zip(metrics(together), metrics(alone), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert main(distill(together, 2)) == 0
+    assert main(distill(alone, 8)) == 0
+    assert_same_run(together, alone)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_four_processes_to_two_to_one(made: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", LEFTOVERS | {"quirks.leftover_micro_batch": 4})
+    alone, together = tmp_path / "alone", tmp_path / "together"
+
+    def distill(folder: Path, micro: int, epochs: int) -> list[str]:
+        options = ("--set", f"optim.micro_batch_size={micro}", "--set", f"optim.stop_after_epochs={epochs}")
+        return ["distill", str(recipe), "--store", str(made / "store"), "--run", str(folder), *options]
+
+    run(launched(4, *distill(together, 1, 3)), tmp_path / "four.log", timeout=300, ranks=4)
+    run(launched(2, *distill(together, 4, 7)), tmp_path / "two.log", timeout=300, ranks=2)
+    assert main(distill(together, 2, 12)) == 0
+    assert main(distill(alone, 8, 12)) == 0
+
+    assert_same_run(together, alone)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_goes_on_from_one_process_and_leaves_what_one_process_goes_on_from(
+    made: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", LEFTOVERS)
+    alone, sharded = tmp_path / "alone", tmp_path / "sharded"
+
+    def distill(folder: Path, epochs: int) -> list[str]:
+        options = ("--set", f"optim.stop_after_epochs={epochs}")
+        return ["distill", str(recipe), "--store", str(made / "store"), "--run", str(folder), *options]
+
+    assert main(distill(sharded, 3)) == 0
+    script = [str(Path(__file__).with_name("sharded.py")), str(recipe), str(made / "store"), str(sharded)]
+    launch = launched(2)
+    launch[launch.index("-m") :] = [*script, "optim.stop_after_epochs=8", "optim.micro_batch_size=1"]
+    printed = run(launch, tmp_path / "log", timeout=300)
+    assert printed.count("holds 0.5") == 2, printed
+    assert load_student(sharded / "student.safetensors").targets == {"image": 192, "video": 192}
+    assert main(distill(sharded, 12)) == 0
+    assert main(distill(alone, 12)) == 0
+
+    assert_same_run(sharded, alone)
+
+
+def test_a_launch_that_asks_for_sharding_on_cpus_is_refused_rather_than_trained_in_copies(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml")
+    words = ["distill", str(recipe), "--store", str(made / "store"), "--run", str(tmp_path / "run")]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for version, reason in (
+        ("1", "asks for FSDP version 1, .* add --fsdp_version 2"),
+        ("2", "accelerate has for GPUs"),
+    ):
+        monkeypatch.setenv("FSDP_VERSION", version)
+        assert main(words) == 2
+        assert re.search(reason, " ".join(capsys.readouterr().err.split()))
+    assert not (tmp_path / "run").exists()
+
+
+def steps_of(folder: Path) -> list[int]:
+    return [line["step"] for line in metrics(folder)] if (folder / "metrics.jsonl").exists() else []
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    assert len(metrics(ours)) == len(metrics(theirs)) == 12
+    for one, other in zip(metrics(ours), metrics(theirs), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    for name in ("student", "student_ema"):
+        one, other = (load_file(folder / f"{name}.safetensors") for folder in (ours, theirs))
+        assert one.keys() == other.keys()
+        for key, tensor in other.items():
+            torch.testing.assert_close(one[key], tensor, rtol=1e-3, atol=2e-5)
+    student, average = (load_file(ours / f"{name}.safetensors") for name in ("student", "student_ema"))
+    assert not torch.equal(student["norm.weight"], average["norm.weight"])

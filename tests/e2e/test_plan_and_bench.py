@@ -101,7 +101,7 @@ def test_distill_refuses_before_a_run_begins(catalog: Path, tmp_path: Path, caps
     assert main(distill) == 1
     assert "has columns image" in capsys.readouterr().err
     image_alone = [*distill, "--set", "loss.weights.video=0"]
-    assert main([*image_alone, "--set", "optim.batch_size=3"]) == 2
+    assert main([*image_alone, "--set", "optim.batch_size=5"]) == 2
     assert "optim.micro_batch_size" in capsys.readouterr().err
     assert not run.exists()
     assert main([*image_alone, "--set", "training.precision=no"]) == 0

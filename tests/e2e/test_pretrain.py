@@ -36,7 +36,11 @@ RECIPE: dict[str, Any] = {
     "training": {"workers": 0, "log_every_steps": 1, "checkpoint_every_epochs": 1, "tensorboard": False},
 }  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
-    "mae": {"method": "mae", "mask": {"kind": "random", "ratio": 0.75}},
+    "mae": {
+        "method": "mae",
+        "view": RECIPE["view"] | {"crop": "random_resized", "flip": 0.5},
+        "mask": {"kind": "random", "ratio": 0.75},
+    },
     "videomae": {"method": "videomae", "mask": {"kind": "tube", "ratio": 0.75}},
 }
 
@@ -209,6 +213,28 @@ def test_mae_reads_one_frame_cropped_flipped_and_resized_as_its_official_code(
     shares = [view.crop.w * view.crop.h / (view.width * view.height) for view in views]
     assert 0.19 < min(shares) < 0.35
     assert 0.7 < max(shares) <= 1.0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_clips_of_a_video_are_rows_that_stay_together(method: str, catalog: Path) -> None:
+    data = copy.deepcopy(RECIPE) | METHODS[method]
+    made = PretrainTask(load_pretrain(data, ["view.num_sample=3"]), CatalogRows(catalog))
+    assert made.samples_per_epoch() == 36
+    order = made.order(1)
+    assert sorted(order) == list(range(36))
+    assert (order.reshape(12, 3) == order[::3, None] + np.arange(3)).all()
+    assert not (order == np.arange(36)).all()
+
+    reader, single = made.reader, reader_of(method, catalog)
+    assert isinstance(reader, PretrainReader)
+    batch = reader(request(9, 10, 11))
+    assert len({clip.numpy().tobytes() for clip in batch["clips"]}) == 3
+    many = reader(request(*range(36)))["mask"].view(12, 3, -1)
+    assert not torch.equal(many[:, 0], many[:, 1])
+    view = View(view_id=0, shard=0, **draw_view(reader.videos[3], reader.section, 0, 2))
+    pixels = render(view, reader.root, 32, resample=reader.resample).pixels
+    assert (batch["clips"][2].numpy() == pixels).all()
+    assert single.section.num_sample == 1
 
 
 def test_masks_are_as_many_as_the_recipe_says_and_new_each_epoch(catalog: Path) -> None:

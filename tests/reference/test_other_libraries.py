@@ -191,3 +191,75 @@ def test_what_convert_writes_for_timm_loads_strictly(timm_vit, tmp_path):
     save_model(tmp_path / "mae.safetensors", model)
     convert_checkpoint(tmp_path / "mae.safetensors", "timm", tmp_path / "timm.pth")
     timm_vit.load_state_dict(torch.load(tmp_path / "timm.pth", weights_only=True), strict=True)
+
+
+# ---- what `pretrain` leaves --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory) -> dict[str, Path]:
+    """Teachers that the command line trained, MAE on images and VideoMAE on videos, as official files."""
+    from mvd_offline.cli.main import main
+    from mvd_offline.video.synthetic import synthesize
+
+    folder = tmp_path_factory.mktemp("products")
+    found = {}
+    for method, twin in (("mae", "mae_vit_h"), ("videomae", "videomae_vit_s_k400")):
+        root, catalog, run = folder / method, folder / f"{method}.parquet", folder / f"run_{method}"
+        synthesize(root, videos_per_class=2, classes=2, images=method == "mae", short_side=(40, 48), frames=(12, 16))
+        assert main(["videos", "scan", str(root), "--out", str(catalog), "--workers", "1"]) == 0
+        words = ["pretrain", f"smoke/pretrain_{twin}", "--videos", str(catalog), "--run", str(run)]
+        assert main([*words, "--set", "training.tensorboard=false"]) == 0
+        found[method] = run / "teacher.safetensors"
+        found[f"{method}.pth"] = folder / f"{method}.pth"
+        convert_checkpoint(found[method], "mvd", found[f"{method}.pth"])
+    return found
+
+
+@pytest.mark.parametrize(("kind", "method"), [("image", "mae"), ("video", "videomae")])
+def test_a_product_and_its_official_file_are_the_same_teacher(kind, method, products):
+    # The official layouts record no number of heads.
+    product, official = (load_teacher(products[name], kind, heads=2) for name in (method, f"{method}.pth"))
+    assert product.weights_sha256 == official.weights_sha256
+    assert product.positions == official.positions
+
+
+def test_official_files_have_the_official_containers_and_names(products):
+    for method, names in (
+        ("mae", {"cls_token", "blocks.0.attn.qkv.bias", "decoder_blocks.1.attn.qkv.weight", "decoder_pred.bias"}),
+        ("videomae", {"encoder.blocks.0.attn.q_bias", "encoder_to_decoder.weight", "mask_token", "decoder.head.bias"}),
+    ):
+        state = torch.load(products[f"{method}.pth"], weights_only=True)["model"]
+        assert names <= state.keys()
+        assert ("pos_embed" in state) == (method == "mae")  # VideoMAE's table is no tensor of its files
+
+
+def test_a_product_of_mae_is_a_model_of_transformers_and_of_timm(products, tmp_path):
+    import timm
+
+    teacher = load_teacher(products["mae"], "image", frames=1, image_size=28, tubelet_size=1)
+    images = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(2))
+    convert_checkpoint(products["mae"], "hf", tmp_path / "hf")
+    theirs, info = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    theirs.config.mask_ratio = 0.0
+    convert_checkpoint(products["mae"], "timm", tmp_path / "timm.safetensors")
+    sizes = {"img_size": 28, "patch_size": 7, "embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 0}
+    model = timm.create_model("vit_base_patch16_224", checkpoint_path=str(tmp_path / "timm.safetensors"), **sizes)
+    with torch.no_grad():
+        tokens = teacher(images[:, :, None])
+        noise = torch.arange(16.0).expand(2, -1)
+        assert_close(theirs.vit.layernorm(tokens), theirs.vit.eval()(images, noise=noise).last_hidden_state[:, 1:])
+        assert_close(model.norm(tokens), model.eval().forward_features(images)[:, 1:])
+
+
+def test_a_product_of_videomae_is_a_model_of_transformers(products, tmp_path):
+    convert_checkpoint(products["videomae"], "hf", tmp_path)
+    theirs, info = transformers.VideoMAEForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    video = torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        hidden = theirs.videomae.eval()(video.transpose(1, 2), output_hidden_states=True).hidden_states[-1]
+        assert_close(load_teacher(products["videomae"], "video")(video), hidden)

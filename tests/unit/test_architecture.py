@@ -152,7 +152,7 @@ LAYERS = [
     {"errors"},
     {"recipe", "geometry", "randomness", "local", "progress", "coding"},
     {"models", "video", "losses"},
-    {"training", "targets", "extraction", "distillation"},
+    {"training", "targets", "extraction", "distillation", "accounting"},
     # One file a job; the frame of the package and the command line come on top.
     {
         "extract",
@@ -162,6 +162,7 @@ LAYERS = [
         "evaluate",
         "webdataset_export",
         "planner",
+        "costs",
         "inspection",
         "report",
         "recompute",

@@ -9,7 +9,10 @@ from mvd_offline.errors import RecipeError
 from mvd_offline.recipe import (
     DistillRecipe,
     FinetuneRecipe,
+    MomentumSection,
+    PixelSection,
     PretrainRecipe,
+    QuirkSection,
     dump_recipe,
     load_distill,
     load_finetune,
@@ -18,11 +21,12 @@ from mvd_offline.recipe import (
     recipe_header,
     shipped_recipes,
 )
+from mvd_offline.video.masking import masked_tokens
 
 SHIPPED = sorted(shipped_recipes())
 FULL = [name for name in SHIPPED if name.startswith(("distill/", "pretrain/", "finetune/"))]
 TWINS = [name for name in SHIPPED if name.startswith("smoke/")]
-DEMO = [name for name in SHIPPED if name.startswith("demo/")]  # what `mvd-offline demo` runs: tiny themselves
+DEMO = [n for n in SHIPPED if n.startswith(("demo/", "science/"))]  # of `demo` and `bench science`: tiny themselves
 
 # name: (peak, floor, clips a step, micro-batch, trained epochs, schedule, drop path,
 #        (decoder depth, width, heads), teachers' precision aside: image teacher's input side)
@@ -38,6 +42,7 @@ DISTILL = {
 
 # name: (peak, floor, batch, trained epochs, schedule, decoder (depth, width, heads), mask, patch)
 PRETRAIN = {
+    "mae_vit_s": (2.4e-3, 0.0, 4096, 1600, 1600, (8, 512, 16), ("random", 0.75), 16),
     "mae_vit_b": (2.4e-3, 0.0, 4096, 1600, 1600, (8, 512, 16), ("random", 0.75), 16),
     "mae_vit_l": (2.4e-3, 0.0, 4096, 1600, 1600, (8, 512, 16), ("random", 0.75), 16),
     "mae_vit_h": (2.4e-3, 0.0, 4096, 1600, 1600, (8, 512, 16), ("random", 0.75), 14),
@@ -45,6 +50,8 @@ PRETRAIN = {
     "videomae_vit_b_k400": (1.2e-3, 8e-5, 2048, 1600, 1601, (4, 384, 6), ("tube", 0.9), 16),
     "videomae_vit_l_k400": (3e-4, 2e-5, 512, 1600, 1601, (12, 512, 8), ("tube", 0.9), 16),
     "videomae_vit_h_k400": (6e-4, 4e-5, 1024, 1600, 1601, (12, 640, 8), ("tube", 0.9), 16),
+    "videomae_vit_s_ssv2": (6e-4, 4e-5, 1024, 2400, 2401, (4, 192, 3), ("tube", 0.9), 16),
+    "videomae_vit_b_ssv2": (1.2e-3, 8e-5, 2048, 2400, 2401, (4, 384, 6), ("tube", 0.9), 16),
 }
 
 # name: (peak, floor, videos a step, epochs, layer decay, drop path, head dropout, segments, classes)
@@ -65,6 +72,26 @@ FINETUNE = {
     "vit_b_hmdb51": (5e-4, 5e-6, 128, 50, 0.7, 0.2, 0.5, 5, 51),
     "vit_l_hmdb51": (5e-4, 5e-6, 128, 50, 0.7, 0.3, 0.5, 5, 51),
     "vit_h_hmdb51": (5e-4, 5e-6, 128, 50, 0.7, 0.3, 0.5, 5, 51),
+    "vit_b_imagenet": (2e-3, 1e-6, 1024, 100, 0.65, 0.1, 0.0, 1, 1000),
+}
+
+# The paper's comparisons: student, teachers that it learns from, further objectives, trained epochs, clip stride.
+COMPARISONS = {
+    "table1_vit_s_image_k400": ("vit_small", ("image",), (), 400, 4),
+    "table1_vit_s_video_k400": ("vit_small", ("video",), (), 400, 4),
+    "table1_vit_b_image_k400": ("vit_base", ("image",), (), 400, 4),
+    "table1_vit_b_video_k400": ("vit_base", ("video",), (), 400, 4),
+    "table7_vit_b_video_800e_k400": ("vit_base", ("video",), (), 400, 4),
+    "table8_vit_s_image_ssv2": ("vit_small", ("image",), (), 300, 2),
+    "table8_vit_s_image_pixels_ssv2": ("vit_small", ("image",), ("pixels",), 300, 2),
+    "table8_vit_s_both_ssv2": ("vit_small", ("image", "video"), (), 300, 2),
+    "table8_vit_s_both_pixels_ssv2": ("vit_small", ("image", "video"), ("pixels",), 300, 2),
+    "table8_vit_s_pixels_ssv2": ("vit_small", (), ("pixels",), 300, 2),
+    "table9_vit_b_momentum_k400": ("vit_base", (), ("momentum",), 800, 4),
+    "table9_vit_b_momentum_in1k": ("vit_base", (), ("momentum",), 800, 1),
+    "table9_vit_b_momentum_from_images_k400": ("vit_base", (), ("momentum",), 800, 4),
+    "table10_vit_b_per_token_k400": ("vit_base", ("video",), (), 400, 4),
+    "table11_vit_b_image": ("vit_base", ("image",), (), 400, 1),
 }
 
 # What a header must quote: the published numbers of each row.
@@ -76,6 +103,19 @@ PUBLISHED = {
     "distill/vit_l_from_vit_l_k400": ("86.0", "96.9", "76.1", "95.4"),
     "distill/vit_l_from_vit_l_k400_800e": ("86.4", "97.0", "76.7", "95.5"),
     "distill/vit_h_from_vit_h_k400_800e": ("87.2", "87.3", "97.4", "77.3", "95.7"),
+    "distill/table1_vit_s_image_k400": ("80.4", "69.4"),
+    "distill/table1_vit_s_video_k400": ("80.1", "70.0"),
+    "distill/table1_vit_b_image_k400": ("82.3", "71.4"),
+    "distill/table1_vit_b_video_k400": ("82.1", "71.8"),
+    "distill/table7_vit_b_video_800e_k400": ("81.9", "107", "57"),
+    "distill/table8_vit_s_image_ssv2": ("68.7",),
+    "distill/table8_vit_s_image_pixels_ssv2": ("67.9",),
+    "distill/table8_vit_s_both_ssv2": ("70.1",),
+    "distill/table8_vit_s_both_pixels_ssv2": ("69.0",),
+    "distill/table9_vit_b_momentum_k400": ("80.5", "70.4"),
+    "distill/table9_vit_b_momentum_from_images_k400": ("81.8", "70.8"),
+    "distill/table10_vit_b_per_token_k400": ("80.9", "70.5"),
+    "distill/table11_vit_b_image": ("84.0", "83.6"),
     "finetune/vit_s_k400": ("80.6", "81.0"),
     "finetune/vit_b_k400": ("82.7", "83.4"),
     "finetune/vit_l_k400": ("86.0", "86.4"),
@@ -86,6 +126,11 @@ PUBLISHED = {
     "finetune/vit_h_ssv2": ("77.3",),
     "finetune/vit_b_ucf101": ("97.0", "97.5"),
     "finetune/vit_b_hmdb51": ("76.4", "79.7"),
+    "finetune/vit_b_imagenet": ("84.0", "83.6"),
+    "pretrain/mae_vit_b": ("83.66",),
+    "pretrain/mae_vit_l": ("85.95",),
+    "pretrain/mae_vit_h": ("86.93",),
+    "pretrain/videomae_vit_b_ssv2": ("70.6", "69.6"),
     "pretrain/videomae_vit_s_k400": ("79.0", "66.4"),
     "pretrain/videomae_vit_b_k400": ("81.5", "69.7"),
     "pretrain/videomae_vit_l_k400": ("85.2", "74.0"),
@@ -101,9 +146,8 @@ def header_of(name: str) -> str:
 
 
 def test_the_tables_of_this_file_name_every_recipe_that_ships() -> None:
-    expected = (
-        [f"distill/{n}" for n in DISTILL] + [f"pretrain/{n}" for n in PRETRAIN] + [f"finetune/{n}" for n in FINETUNE]
-    )
+    tables = {"distill": (*DISTILL, *COMPARISONS), "pretrain": PRETRAIN, "finetune": FINETUNE}
+    expected = [f"{folder}/{name}" for folder, names in tables.items() for name in names]
 
     assert sorted(expected) == FULL
 
@@ -117,6 +161,8 @@ def test_every_recipe_has_a_tiny_twin_of_the_same_kind_and_path() -> None:
             assert full.loss == twin.loss
             assert full.mask == twin.mask
             assert full.active_teachers == twin.active_teachers
+            assert (full.targets, full.pixels, full.momentum) == (twin.targets, twin.pixels, twin.momentum)
+            assert (full.student.init, full.student.projector) == (twin.student.init, twin.student.projector)
             assert full.store.codec == twin.store.codec
             assert full.student.checkpoint_activations == twin.student.checkpoint_activations
             assert (full.student.decoder.width is None) == (twin.student.decoder.width is None)
@@ -236,7 +282,43 @@ def test_distillation_settings_are_those_of_the_released_scripts(name: str) -> N
     assert (recipe.mask.kind, recipe.mask.ratio) == ("tube", 0.9)
     assert (recipe.loss.kind, recipe.loss.beta, recipe.loss.normalize_targets) == ("smooth_l1", 1.0, False)
     assert recipe.loss.weights == {"image": 1.0, "video": 1.0}
-    assert recipe.quirks.decay_mask_tokens
+    # 32 GPUs, each with as many clips at a time as the script gives it.
+    assert recipe.quirks == QuirkSection(
+        decay_mask_tokens=True, scale_min_lr=True, leftover_micro_batch=32 * optim.micro_batch_size
+    )
+    assert recipe.quirks.floor_lr(optim) == optim.floor_lr
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_comparison_differs_from_the_released_recipes_in_what_it_compares(name: str) -> None:
+    arch, teachers, further, epochs, stride = COMPARISONS[name]
+    recipe = load_distill(f"distill/{name}")
+    like = load_distill(f"distill/{'vit_s' if arch == 'vit_small' else 'vit_b'}_from_vit_b_k400")
+    optim = recipe.optim
+
+    assert recipe.student.arch == arch
+    assert recipe.active_teachers == teachers
+    assert all(recipe.loss.weights[teacher] == 1.0 for teacher in teachers)
+    assert (recipe.pixels is not None, recipe.momentum is not None) == ("pixels" in further, "momentum" in further)
+    assert (optim.epochs, optim.stop_after_epochs, recipe.view.stride) == (epochs + 1, epochs, stride)
+    assert recipe.targets == ("online" if "momentum" in further else "cached")
+    assert (recipe.mask == like.mask) == (name not in ("table9_vit_b_momentum_in1k", "table10_vit_b_per_token_k400"))
+    assert recipe.student.model_copy(update={"init": None}) == like.student
+    assert optim.peak_lr == like.optim.peak_lr
+    assert optim.floor_lr == pytest.approx(4e-5 if epochs == 800 else 4e-4)
+    if "pixels" in further:
+        assert recipe.pixels == PixelSection(weight=1.0, normalize_targets=True)
+    if "momentum" in further:
+        points = ((0, 0.999), (100, 0.9999), (400, 0.99999))
+        assert recipe.momentum == MomentumSection(weight=1.0, decay=points, normalize_targets=True)
+
+
+@pytest.mark.parametrize("name", [name for name in COMPARISONS if name.startswith(("table1_", "table10_"))])
+def test_comparisons_on_kinetics_can_share_the_released_recipes_store(name: str) -> None:
+    recipe, released = load_distill(f"distill/{name}"), load_distill("distill/vit_b_from_vit_b_k400")
+
+    assert (recipe.view, recipe.store) == (released.view, released.store)
+    assert recipe.teachers.items() <= released.teachers.items()
 
 
 @pytest.mark.parametrize("teacher", ["b", "l"])
@@ -266,6 +348,29 @@ def test_pretraining_settings_are_those_of_mae_and_videomae(name: str) -> None:
     assert recipe.view.patch_size == patch
     assert recipe.model.drop_path == 0.0
     assert recipe.normalize_targets
+    assert (optim.eps, optim.clip_grad_norm, optim.lr_reference_batch) == (1e-8, None, 256)
+
+
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_pretraining_sees_what_mae_and_videomae_see(name: str) -> None:
+    recipe = load_pretrain(f"pretrain/{name}")
+    view, patch = recipe.view, PRETRAIN[name][7]
+    tokens = view.grid.num_tokens
+    seen = tokens - masked_tokens(recipe.mask.kind, view.grid, recipe.mask.ratio)
+
+    assert view.image_size == 224
+    assert view.num_sample == 1
+    if recipe.method == "mae":
+        assert (view.frames, view.tubelet_size) == (1, 1)
+        assert (view.crop, view.crop_area, view.flip) == ("random_resized", (0.2, 1.0), 0.5)
+        assert (seen, tokens) == ((49, 196) if patch == 16 else (64, 256))
+    else:
+        assert (view.frames, view.tubelet_size, view.stride) == (16, 2, 2 if name.endswith("ssv2") else 4)
+        assert (view.crop, view.crop_scales, view.flip) == ("multiscale", (1.0, 0.875, 0.75, 0.66), 0.0)
+        assert (seen, tokens) == (160, 1568)
+    assert (
+        recipe.model.arch == {"s": "vit_small", "b": "vit_base", "l": "vit_large", "h": "vit_huge"}[name.split("_")[2]]
+    )
 
 
 @pytest.mark.parametrize("name", FINETUNE)
@@ -279,7 +384,7 @@ def test_fine_tuning_settings_are_those_of_the_released_scripts(name: str) -> No
     assert (optim.batch_size, optim.epochs, optim.warmup_epochs, optim.layer_decay) == (batch, epochs, 5, decay)
     assert (optim.weight_decay, optim.betas, optim.clip_grad_norm) == (0.05, (0.9, 0.999), None)
     assert (recipe.model.drop_path, recipe.model.head_dropout, recipe.model.classes) == (drop_path, dropout, classes)
-    assert (recipe.evaluation.segments, recipe.evaluation.crops) == (segments, 3)
+    assert (recipe.evaluation.segments, recipe.evaluation.crops) == (segments, 1 if name == "vit_b_imagenet" else 3)
     assert recipe.clip.sampling == ("uniform" if something else "dense")
     assert recipe.augment.flip == (0 if something else 0.5)
     assert recipe.label_smoothing == 0.1

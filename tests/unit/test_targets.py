@@ -54,6 +54,29 @@ def test_cached_targets_are_the_stored_features_of_the_masked_tokens(
         torch.testing.assert_close(targets[name], features, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("codec", ["float32", "bfloat16", "int8"])
+def test_without_token_indices_whole_rows_are_read_and_equal_every_token_read_by_its_index(
+    codec: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store, _ = filled(tmp_path / "store", tmp_path_factory, codec)
+    source = CachedTargets(store, {"video": "video"})
+    every = torch.arange(8).repeat(2, 1)
+
+    whole = source.targets(source.reader.read([4, 1], None), {}, None)["video"]
+
+    assert whole.shape == (2, 8, 192)
+    assert torch.equal(whole, source.targets(source.reader.read([4, 1], every.numpy()), {}, every)["video"])
+
+
+def test_a_run_without_teachers_reads_nothing(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    store, _ = filled(tmp_path / "store", tmp_path_factory, "float32")
+    recipe = small_recipe({"teachers": {}, "pixels": {}})
+    source = open_targets(recipe, store, torch.device("cpu"))
+
+    assert source.widths == {}
+    assert source.reader.read([4, 1], MASKED.numpy()) == {}
+
+
 def test_online_targets_are_the_teachers_features_of_the_masked_tokens() -> None:
     recipe = small_recipe()
     teachers = {name: teacher_for(recipe.teachers[name], recipe.view, name) for name in recipe.active_teachers}
@@ -68,6 +91,7 @@ def test_online_targets_are_the_teachers_features_of_the_masked_tokens() -> None
         expected = torch.stack([features[0][MASKED[0]], features[1][MASKED[1]]])
         assert torch.equal(targets[name], expected)
         assert not targets[name].requires_grad
+        assert torch.equal(source.targets({}, {32: clips}, None)[name], features)
 
 
 def test_online_targets_ask_for_each_teachers_own_image_size_once() -> None:

@@ -41,6 +41,9 @@ def test_it_compiles_into_one_graph(student, video, mask):
     student.train()
     compiled = torch.compile(student, backend="eager", fullgraph=True)
     assert torch.equal(compiled(video, mask, 12)["image"], student(video, mask, 12)["image"])
+    noise = torch.rand(2, student.drop_path_sites)
+    some = torch.stack([row.nonzero().flatten()[:5] for row in mask])
+    assert torch.equal(compiled(video, mask, 12, noise, some)["video"], student(video, mask, 12, noise, some)["video"])
 
 
 def test_position_tables_are_stored_and_never_trained(student):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mvd_offline.errors import UsageError
-from mvd_offline.recipe import OptimSection, TrainingSection
+from mvd_offline.recipe import OptimSection, QuirkSection, TrainingSection
 from mvd_offline.training.loop import Schedule
 
 
@@ -35,6 +35,16 @@ def test_peak_and_floor_scale_with_the_batch() -> None:
 
     assert schedule.learning_rate(0, optim) == pytest.approx(6e-4)
     assert schedule.learning_rate(4, optim) == pytest.approx(4e-4)
+
+
+def test_the_floor_scales_with_the_batch_only_with_the_released_quirk() -> None:
+    optim = OptimSection(epochs=2, warmup_epochs=0, batch_size=1024, base_lr=1.5e-4, min_lr=1e-4)
+    schedule = Schedule.of(2048, optim, TrainingSection())
+
+    floors = [schedule.learning_rate(4, optim, QuirkSection(scale_min_lr=scaled)) for scaled in (True, False)]
+
+    assert floors == [pytest.approx(4e-4), pytest.approx(1e-4)]
+    assert schedule.learning_rate(0, optim, QuirkSection(scale_min_lr=False)) == pytest.approx(6e-4)
 
 
 def test_fewer_samples_than_a_batch_are_refused() -> None:

@@ -13,13 +13,11 @@ from PIL import Image
 
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.video.augment import (
-    draw_flip,
     multi_crop_boxes,
     multi_crop_views,
-    random_resized_crop_box,
     short_side_size,
 )
-from mvd_offline.video.crops import CropBox
+from mvd_offline.video.crops import CropBox, draw_flip, random_resized_crop_box
 from mvd_offline.video.render import Resample, crop_and_resize, pixel_hash
 
 

@@ -51,7 +51,7 @@ def test_paths_of_a_folder_are_relative_to_the_root(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_videos_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no video found when read as folder"):
+    with pytest.raises(UsageError, match="no video or image found when read as folder"):
         list_videos(tmp_path)
 
 
@@ -237,5 +237,5 @@ def test_sources_and_roots_must_exist(tmp_path: Path) -> None:
         list_videos(tmp_path / "none")
     with pytest.raises(UsageError, match="the root is no folder"):
         list_videos(write(tmp_path / "a.csv", "a 1"), tmp_path / "none")
-    with pytest.raises(UsageError, match="'parquet' is unknown; allowed: auto, folder, csv"):
+    with pytest.raises(UsageError, match="'parquet' is unknown; allowed: auto, folder, webdataset, csv"):
         list_videos(tmp_path / "a.csv", list_format="parquet")  # type: ignore[arg-type]

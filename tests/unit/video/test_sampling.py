@@ -51,6 +51,19 @@ def test_a_video_no_longer_than_the_span_starts_at_its_first_frame(frames: int) 
     assert distillation_first_frame(frames, 64, KeyedStream(0)) == 0
 
 
+@given(st.integers(1, 300), st.integers(1, 80), st.integers(1, 6), st.integers(0, 9))
+def test_several_clips_start_in_equal_parts_and_one_clip_anywhere(
+    frames: int, span: int, segments: int, seed: int
+) -> None:
+    starts = max(1, frames - span + 1)
+    drawn = [distillation_first_frame(frames, span, KeyedStream(seed, s), s, segments) for s in range(segments)]
+    assert all(0 <= first < starts for first in drawn)
+    if part := (frames - span + 1) // segments if frames >= span else 0:
+        assert [first // part for first in drawn] == list(range(segments))
+    whole = distillation_first_frame(frames, span, KeyedStream(seed))
+    assert whole == (KeyedStream(seed).below(starts) if frames >= span else 0)
+
+
 @pytest.mark.parametrize("case", FACTS["dense_test_indices"], ids=lambda case: case["frames_in_video"])
 def test_dense_test_clips_are_the_official_ones(case: dict[str, Any]) -> None:
     clips = [list(dense_test_indices(case["frames_in_video"], clip)) for clip in range(5)]

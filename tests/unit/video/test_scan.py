@@ -13,7 +13,7 @@ import pytest
 
 from mvd_offline.errors import UsageError
 from mvd_offline.video.catalog import Catalog, scan
-from mvd_offline.video.examine import file_sha256
+from mvd_offline.video.files import file_sha256
 
 
 @pytest.fixture

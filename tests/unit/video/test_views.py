@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,16 @@ from mvd_offline.video.synthetic import draw_frames, encode
 from mvd_offline.video.views import Plan, View, pixel_hash, render, render_sizes
 
 TINY = ViewSection(frames=8, stride=2, image_size=32)
+
+
+SECTIONS = st.builds(
+    lambda crop, **values: TINY.model_copy(update={"crop": crop, **values}),
+    crop=st.sampled_from(["multiscale", "center", "random_resized"]),
+    groups=st.integers(1, 3),
+    seed=st.integers(0, 3),
+    num_sample=st.integers(1, 3),
+    flip=st.sampled_from([0.0, 0.5]),
+)
 
 
 def video(number: int, **changes: object) -> Video:
@@ -78,38 +91,60 @@ def test_a_plan_is_read_back_with_its_very_bytes(tmp_path: Path) -> None:
     assert (back.section, back.classes, back.rows_per_shard) == (TINY, ("a", "b", "c"), 4)
 
 
-@settings(max_examples=25)
+def test_one_sample_a_video_draws_the_views_that_it_always_drew() -> None:
+    # Stores are bound to these views: they must stay what they were before views could flip or come several a video.
+    section = TINY.model_copy(update={"groups": 2})
+    for crop, digest in (
+        ("multiscale", "38e1bc7e90d21d879091236145063dc45bc391782f248b1ce9d2eed8e0c6ab14"),
+        ("center", "74e7314e5f9722a24fec2ecc2134ee0443bed386dd5743693430f854b780dade"),
+    ):
+        views = [
+            [v.view_id, v.video_id, v.group, v.shard, v.frame_indices, v.crop.x, v.crop.y, v.crop.w, v.crop.h, v.flip]
+            for v in Plan.from_catalog(catalog(*range(20)), section.model_copy(update={"crop": crop}), 8)
+        ]
+        assert hashlib.sha256(json.dumps(views).encode()).hexdigest() == digest
+
+
+@settings(max_examples=40)
 @given(
-    st.sets(st.integers(0, 99), min_size=1, max_size=12),
-    st.sets(st.integers(0, 99), max_size=12),
-    st.integers(1, 9),
-    st.integers(1, 3),
-    st.integers(0, 3),
+    first=st.sets(st.integers(0, 99), min_size=1, max_size=12),
+    more=st.sets(st.integers(0, 99), max_size=12),
+    rows_per_shard=st.integers(1, 9),
+    section=SECTIONS,
 )
 def test_adding_videos_never_changes_existing_views(
-    first: set[int], more: set[int], rows_per_shard: int, groups: int, seed: int
+    first: set[int], more: set[int], rows_per_shard: int, section: ViewSection
 ) -> None:
-    section = TINY.model_copy(update={"groups": groups, "seed": seed})
     small = Plan.from_catalog(catalog(*first), section, rows_per_shard)
     large = Plan.from_catalog(catalog(*(first | more)), section, rows_per_shard)
-    views = {(view.video_id, view.group): essence(view) for view in large}
-    assert all(essence(view) == views[view.video_id, view.group] for view in small)
-    order = [view.video_id for view in small]
+    views: dict[tuple[str, int], list[View]] = {}
+    for view in large:
+        views.setdefault((view.video_id, view.group), []).append(essence(view))
+    clips = section.num_sample
+    rows = list(map(essence, small))
+    for start in range(0, len(rows), clips):
+        assert rows[start : start + clips] == views[rows[start].video_id, rows[start].group]
+    order = [view.video_id for view in rows]
     assert order == [view.video_id for view in large if view.video_id in set(order)]
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 4))
-def test_a_group_starts_at_a_shard_boundary_and_holds_each_video_once(videos: int, rows: int, groups: int) -> None:
-    plan = Plan.from_catalog(catalog(*range(videos)), TINY.model_copy(update={"groups": groups}), rows)
-    assert len(plan) == videos * groups == len(plan.view_ids)
-    assert plan.rows == plan.shard_count * rows == groups * -(-videos // rows) * rows
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
+def test_a_group_starts_at_a_shard_boundary_and_holds_each_clip_once(
+    videos: int, rows: int, groups: int, clips: int
+) -> None:
+    section = TINY.model_copy(update={"groups": groups, "num_sample": clips})
+    plan = Plan.from_catalog(catalog(*range(videos)), section, rows)
+    assert plan.videos == videos
+    assert len(plan) == videos * clips * groups == len(plan.view_ids)
+    assert plan.rows == plan.shard_count * rows == groups * -(-videos * clips // rows) * rows
     seen = []
     for group in range(groups):
         views = [plan[view_id] for shard in plan.shards(group) for view_id in plan.shard_view_ids(shard)]
         assert {view.group for view in views} == {group}
-        assert len({view.video_id for view in views}) == videos == len(views)
-        assert [view.view_id for view in views] == [group * plan.rows // groups + i for i in range(videos)]
+        assert len({view.video_id for view in views}) == videos == len(views) // clips
+        assert all(view.video_id == views[i // clips * clips].video_id for i, view in enumerate(views))
+        assert [view.view_id for view in views] == [group * plan.rows // groups + i for i in range(videos * clips)]
         assert all(view.shard == view.view_id // rows for view in views)
         seen += [view.view_id for view in views]
     assert seen == plan.view_ids.tolist()
@@ -135,6 +170,59 @@ def test_groups_and_seeds_draw_other_views() -> None:
     assert sum((a.crop, a.frame_indices) == (b.crop, b.frame_indices) for a, b in pairs) < 3
     other = Plan.from_catalog(catalog(*range(30)), TINY.model_copy(update={"seed": 1}), 30)
     assert [view.video_id for view in other] != [view.video_id for view in plan][:30]
+
+
+def test_the_clips_of_a_video_start_in_equal_parts_of_it_each_with_its_own_crop() -> None:
+    section = TINY.model_copy(update={"num_sample": 3, "groups": 20})
+    plan = Plan.from_catalog(catalog(*range(10)), section, 8)
+    crops, starts = set(), set()
+    for view, segment in zip(plan, cycle(range(3)), strict=False):
+        part = (view.frames - 16 + 1) // 3
+        start = view.frame_indices[0] - segment * part
+        assert 0 <= start < part
+        starts.add(start / part)
+        crops.add((view.group, view.video_id, view.crop))
+    assert min(starts) < 0.1
+    assert max(starts) > 0.7
+    assert len(crops) > 500
+
+
+@pytest.mark.parametrize("frames", [1, 10, 16, 17])
+def test_clips_of_a_video_with_fewer_starts_than_clips_lie_inside_it(frames: int) -> None:
+    section = TINY.model_copy(update={"num_sample": 4, "groups": 8})
+    short = Catalog((video(0, frames=frames),), Path("/videos"))
+    views = list(Plan.from_catalog(short, section, 4))
+    assert len(views) == 32
+    assert {view.frame_indices[0] for view in views} == set(range(max(1, frames - 15)))
+
+
+def test_random_resized_crops_cover_the_share_that_is_asked_for() -> None:
+    section = TINY.model_copy(update={"crop": "random_resized", "crop_area": (0.3, 0.6)})
+    views = list(Plan.from_catalog(catalog(*range(99)), section, 8))
+    shares = [view.crop.w * view.crop.h / (view.width * view.height) for view in views]
+    assert 0.28 < min(shares) < 0.34
+    assert 0.56 < max(shares) < 0.62
+    assert {view.crop.w / view.crop.h > 1 for view in views} == {True, False}
+
+
+def test_flips_are_drawn_stored_and_rendered(tmp_path: Path) -> None:
+    section = TINY.model_copy(update={"flip": 0.5})
+    plan = Plan.from_catalog(catalog(*range(99)), section, 8)
+    assert 35 < sum(view.flip for view in plan) < 65
+    straight = Plan.from_catalog(catalog(*range(99)), TINY, 8)
+    assert [replace(view, flip=False) for view in plan] == list(straight)
+    assert [view.flip for view in Plan.from_bytes(plan.to_bytes())] == [view.flip for view in plan]
+
+
+def test_an_image_is_a_clip_of_one_frame() -> None:
+    section = ViewSection(
+        frames=1, stride=1, tubelet_size=1, image_size=32, crop="random_resized", flip=0.5, num_sample=2, groups=2
+    )
+    images = [video(n, frames=1, fps=0.0, decoder="pillow") for n in range(5)]
+    views = list(Plan.from_catalog(Catalog(tuple(images), Path("/images")), section, 4))
+    assert {view.frame_indices for view in views} == {(0,)}
+    assert {view.decoder for view in views} == {"pillow"}
+    assert len({view.crop for view in views}) > 15
 
 
 def test_centre_crops_are_available() -> None:

@@ -1,0 +1,123 @@
+"""Micro-batches of a run in their order, read by loader processes: one loader serves the whole run without a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mvd_offline.errors import MvdError
+from mvd_offline.recipe import TrainingSection
+from mvd_offline.training.order import BatchRequest, BatchShape, EpochRequests
+from mvd_offline.training.stopping import StopRequested, outlive_signals
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Requests:
+    """All micro-batches of one process from a position to the end of a run: the sampler of its loader.
+
+    Attributes:
+        order: rows of an epoch, in order.
+        steps_per_epoch: the same in every epoch, whatever rows an epoch has beyond them.
+        step, epoch, batch: where to begin: steps done, and the next batch.
+    """
+
+    order: Callable[[int], NDArray[np.int64]]
+    shape: BatchShape
+    rank: int
+    steps_per_epoch: int
+    stop_step: int
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        step, epoch, first = self.step, self.epoch, self.batch
+        leftover: NDArray[np.int64] | None = None
+        while step < self.stop_step:
+            try:
+                if leftover is None and epoch and not first and self.shape.leftover:
+                    leftover = self._leftover(self.order(epoch - 1))
+                order = self.order(epoch)
+            except StopRequested:
+                return
+            rows = order[: self.steps_per_epoch * self.shape.batch_size]
+            requests = EpochRequests(
+                rows, self.shape, epoch=epoch, rank=self.rank, first_batch=first, leftover=leftover
+            )
+            for request in requests:
+                if step >= self.stop_step:
+                    return
+                yield request
+                step += request.last_of_step
+            epoch, first, leftover = epoch + 1, 0, self._leftover(order)
+
+    def _leftover(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.shape.leftover_rows(order, self.steps_per_epoch)
+
+
+def read_batches(
+    reader: Callable[[BatchRequest], Batch], requests: Requests, training: TrainingSection, device: torch.device
+) -> Iterator[tuple[BatchRequest, Batch]]:
+    """The micro-batches, in main memory (pinned where a GPU will fetch them).
+
+    Raises:
+        MvdError: of a loader process, as it was raised there.
+    """
+    loader = DataLoader(
+        _Reading(reader),
+        sampler=requests,
+        batch_size=None,
+        num_workers=training.workers,
+        prefetch_factor=training.prefetch_batches if training.workers else None,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_start_worker,
+    )
+    for request, batch in loader:
+        if isinstance(batch, _Failure):
+            raise batch.error
+        yield request, batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors, and those of mappings in it, on the device."""
+    return {
+        name: value.to(device, non_blocking=True)
+        if isinstance(value, Tensor)
+        else to_device(value, device)
+        if isinstance(value, dict)
+        else value
+        for name, value in batch.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of a loader process, carried as a value so that its class and message survive."""
+
+    error: MvdError
+
+
+class _Reading(Dataset[Any]):
+    """Gives a `DataLoader` the task's reader; the sampler yields requests instead of indices."""
+
+    def __init__(self, reader: Callable[[BatchRequest], Batch]) -> None:
+        self._reader = reader
+
+    def __getitem__(self, request: BatchRequest) -> tuple[BatchRequest, Batch | _Failure]:
+        try:
+            return request, self._reader(request)
+        except MvdError as error:
+            return request, _Failure(error)
+
+
+def _start_worker(number: int) -> None:
+    outlive_signals()

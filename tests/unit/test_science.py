@@ -1,0 +1,174 @@
+"""The miniature's data asks what it says it asks, and its results say what was measured."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from mvd_offline.bench.science.jobs import fill_store, measure_student, prepare_videos, train_teacher
+from mvd_offline.bench.science.probe import fit_linear
+from mvd_offline.bench.science.results import ORDERINGS, Accuracy, Measured, compare
+from mvd_offline.bench.science.rows import Row, store_rows, student_rows
+from mvd_offline.bench.science.run import QUICK, collect, science
+from mvd_offline.bench.science.videos import FRAMES, SIDE, Task
+from mvd_offline.bench.science.work import part
+from mvd_offline.errors import UsageError
+from mvd_offline.randomness import KeyedStream
+from mvd_offline.video.synthetic import TEXTURES, draw_frames
+
+MOTIONS = ("left", "right")
+Clips = NDArray[np.float32]
+
+# ---- the data ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clips() -> dict[str, dict[tuple[str, str, int], Clips]]:
+    """Clips of eight grey frames, (8, SIDE, SIDE), by split and (texture, motion, number)."""
+    return {
+        split: {(t, m, n): clip(split, t, m, n) for t in TEXTURES for m in MOTIONS for n in range(count)}
+        for split, count in (("train", 16), ("test", 8))
+    }
+
+
+def clip(split: str, texture: str, motion: str, number: int) -> Clips:
+    stream = KeyedStream("test", split, texture, motion, number)
+    frames = draw_frames(SIDE, SIDE, FRAMES[0], texture, motion, stream)
+    grey: Clips = frames[:16:2].astype(np.float32).mean(axis=3)
+    return grey
+
+
+def displacement(one: NDArray[np.float32], other: NDArray[np.float32]) -> int:
+    """Across, of the best cyclic shift that takes `one` to `other`."""
+    product = np.fft.fft2(other - other.mean()) * np.conj(np.fft.fft2(one - one.mean()))
+    _, x = np.unravel_index(np.argmax(np.fft.ifft2(product).real), one.shape)
+    half = len(one) // 2
+    return int((x + half) % len(one) - half)
+
+
+def direction(frames: Clips) -> str:
+    """What the displacements of neighbouring frames add up to."""
+    moved = sum(displacement(a, b) for a, b in itertools.pairwise(frames))
+    return "right" if moved > 0 else "left"
+
+
+def share_of(right: list[bool]) -> float:
+    return float(np.mean(right))
+
+
+def linear_accuracy(
+    clips: dict[str, dict[tuple[str, str, int], Clips]], label: int, classes: tuple[str, ...], spectrum: bool
+) -> float:
+    """Of a linear classifier of single frames: of their pixels, or of their spectra, which know no place."""
+
+    def rows(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        frames = [(frame, key[label]) for key, frames in clips[split].items() for frame in frames[::3, ::2, ::2]]
+        pixels = np.stack([np.log1p(np.abs(np.fft.rfft2(frame))) if spectrum else frame for frame, _ in frames])
+        return torch.from_numpy(pixels.reshape(len(frames), -1)).float(), torch.tensor(
+            [classes.index(name) for _, name in frames]
+        )
+
+    (train, train_labels), (test, test_labels) = rows("train"), rows("test")
+    mean, deviation = train.mean(0), train.std(0) + 1e-6
+    weight, bias = fit_linear((train - mean) / deviation, train_labels)
+    return float((((test - mean) / deviation @ weight + bias).argmax(1) == test_labels).double().mean())
+
+
+def test_a_single_frame_tells_the_texture_and_not_the_direction(
+    clips: dict[str, dict[tuple[str, str, int], Clips]],
+) -> None:
+    assert linear_accuracy(clips, 0, TEXTURES, spectrum=True) > 0.6
+    for spectrum in (False, True):
+        assert linear_accuracy(clips, 1, MOTIONS, spectrum) < 0.6, "chance is 0.5"
+
+
+def test_the_frames_in_their_order_tell_the_direction_and_backwards_they_tell_the_opposite(
+    clips: dict[str, dict[tuple[str, str, int], Clips]],
+) -> None:
+    opposite = {"left": "right", "right": "left"}
+
+    assert share_of([direction(frames) == motion for (_, motion, _), frames in clips["test"].items()]) > 0.9
+    assert share_of([direction(f[::-1]) == opposite[motion] for (_, motion, _), f in clips["test"].items()]) > 0.9
+
+
+def test_shuffled_frames_tell_no_direction(clips: dict[str, dict[tuple[str, str, int], Clips]]) -> None:
+    right = []
+    for key, frames in clips["test"].items():
+        for number in range(4):
+            order = KeyedStream("shuffle", *key, number).permutation(8)
+            right.append(direction(frames[order]) == key[1])
+
+    assert 0.4 < share_of(right) < 0.6
+
+
+# ---- the work ----------------------------------------------------------------------------------------------------
+
+
+def test_one_student_goes_through_every_stage_and_nothing_is_done_twice(tmp_path: Path) -> None:
+    both = store_rows(student_rows(QUICK.groups))[0]
+
+    def everything() -> None:
+        prepare_videos(tmp_path, QUICK, 1)
+        for method in ("mae", "videomae"):
+            train_teacher(tmp_path, QUICK, method)
+        fill_store(tmp_path, QUICK, both)
+        measure_student(tmp_path, QUICK, both, 0)
+
+    everything()
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    everything()
+
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == made
+    (row,) = (row for row in collect(tmp_path, QUICK, 1, quick=True).tables["objectives"] if row.row == both)
+    for tasks in row.accuracy.values():
+        for accuracy in tasks.values():
+            assert len(accuracy.values) == 1
+            assert 0.0 <= accuracy.mean <= 1.0
+
+
+def test_a_part_that_failed_is_done_again(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise UsageError("no")
+
+    with pytest.raises(UsageError):
+        part(tmp_path, "one", fails)
+
+    assert part(tmp_path, "one", lambda: {"value": 1})["value"] == 1
+    assert part(tmp_path, "one", lambda: {"value": 2})["value"] == 1
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+
+    with pytest.raises(UsageError, match="not empty"):
+        science(tmp_path, seeds=1, quick=True, processes=1, say=print)
+
+
+# ---- the results -------------------------------------------------------------------------------------------------
+
+
+def with_values(name: str, *values: float) -> Measured:
+    tasks: dict[Task, Accuracy] = {"spatial": Accuracy(values), "temporal": Accuracy(())}
+    return Measured(Row(name, name), {"finetuned": tasks, "probed": tasks}, (), ())
+
+
+@pytest.mark.parametrize(
+    ("image", "video", "verdict"),
+    [
+        ((0.8, 0.7), (0.7, 0.6), "as in the paper"),
+        ((0.7, 0.6), (0.8, 0.7), "against the paper"),
+        ((0.8, 0.6), (0.7, 0.7), "undecided"),
+        ((0.8, 0.7), (0.7,), "not measured"),
+    ],
+)
+def test_an_ordering_is_shown_only_where_all_seeds_agree(
+    image: tuple[float, ...], video: tuple[float, ...], verdict: str
+) -> None:
+    rows = {"image": with_values("image", *image), "video": with_values("video", *video)}
+
+    assert compare(ORDERINGS[0], "finetuned", rows).verdict == verdict
