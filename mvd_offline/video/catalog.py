@@ -108,7 +108,7 @@ class Catalog:
         if not path.is_file():
             raise UsageError(f"{path}: no such catalog; `mvd-offline videos scan` writes one")
         try:
-            table = pq.read_table(path)
+            table = pq.ParquetFile(path).read(use_threads=False)
         except pa.ArrowInvalid as error:
             raise UsageError(f"{path}: a catalog is a Parquet file, and this is none: {error}") from None
         metadata = table.schema.metadata or {}

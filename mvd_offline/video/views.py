@@ -127,7 +127,7 @@ class Plan:
     def from_bytes(cls, data: bytes, origin: str = "plan") -> Plan:
         """Reads what `to_bytes` wrote; `sha256` is that of these very bytes."""
         try:
-            table = pq.read_table(pa.BufferReader(data))
+            table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         except pa.ArrowInvalid as error:
             raise UsageError(f"{origin}: not a Parquet file: {error}") from None
         metadata = table.schema.metadata or {}

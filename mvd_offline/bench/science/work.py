@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent import futures
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -50,6 +51,7 @@ class Workers:
     """A few processes that work through jobs; what the jobs print goes to `out/log.txt`."""
 
     def __init__(self, out: Path, processes: int) -> None:
+        self._processes = processes
         threads = max(1, (os.cpu_count() or 1) // processes)
         self._pool = ProcessPoolExecutor(
             processes, mp_context=get_context("spawn"), initializer=_start, initargs=(out / LOG_FILE, threads)
@@ -61,14 +63,17 @@ class Workers:
         Raises:
             what a job raises, once the jobs at work beside it are done; the others are not begun.
         """
-        futures: list[Future[None]] = [self._pool.submit(function, *arguments) for function, arguments in jobs]
-        try:
-            for future in as_completed(futures):
+        waiting = list(jobs)[::-1]
+        running: set[Future[None]] = set()
+        while waiting or running:
+            # No more than are worked on: what the pool holds in its queue it would still do after an interrupt.
+            while waiting and len(running) < self._processes:
+                function, arguments = waiting.pop()
+                running.add(self._pool.submit(function, *arguments))
+            done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+            for future in done:
                 future.result()
                 yield
-        finally:
-            for future in futures:
-                future.cancel()
 
     def __enter__(self) -> Workers:
         return self
