@@ -49,7 +49,8 @@ class RunReport:
     launches: tuple[Launch, ...]
     training: TrainingTime
     extraction_device_seconds: float | None = None
-    """Measured: of every extraction into the stores that the run read, interrupted ones included."""
+    """Measured: of every extraction into the stores that the run read, interrupted ones included; of extractions that
+    filled other columns too, the share that the active teachers took."""
     extraction_devices: tuple[str, ...] = ()
     teachers_device_seconds: Mapping[str, float | None] | None = None
     """Measured: of the pretraining of each active teacher, where it is a run of this program on this machine."""
@@ -95,7 +96,7 @@ def write_distill_report(run: Path, recipe: DistillRecipe, stores: Sequence[Path
     report = RunReport(
         launches=_launches(run),
         training=training,
-        extraction_device_seconds=sum(one.seconds for one in taken) if taken else None,
+        extraction_device_seconds=sum(_active_seconds(recipe, one) for one in taken) if taken else None,
         extraction_devices=tuple(sorted({one.device for one in taken})),
         teachers_device_seconds={name: _pretraining_seconds(recipe, name, stores) for name in recipe.active_teachers},
         online_device_seconds=online,
@@ -105,8 +106,17 @@ def write_distill_report(run: Path, recipe: DistillRecipe, stores: Sequence[Path
     return report
 
 
+def _active_seconds(recipe: DistillRecipe, one: ExtractionTime) -> float:
+    """Of an extraction, the part that this recipe's teachers account for, by the time that each teacher took."""
+    every = sum(teacher.seconds for teacher in one.teachers.values())
+    active = sum(one.teachers[name].seconds for name in recipe.active_columns.values() if name in one.teachers)
+    return one.seconds * active / every if every else one.seconds
+
+
 def _online_seconds(recipe: DistillRecipe, training: TrainingTime, taken: Sequence[ExtractionTime]) -> float | None:
     """What the run would have taken with its active teachers beside it; None where one of them was never timed."""
+    if not recipe.active_columns:
+        return None
     a_clip = 0.0
     for column in recipe.active_columns.values():
         timed = [one.teachers[column] for one in taken if column in one.teachers]
@@ -123,8 +133,9 @@ def _pretraining_seconds(recipe: DistillRecipe, name: Any, stores: Sequence[Path
     for place in places:
         file = Path(place).parent / REPORT_FILE
         if Path(place).is_file() and file.is_file():
-            seconds: float = json.loads(file.read_text(encoding="utf-8"))["training"]["device_seconds"]
-            return seconds
+            training = json.loads(file.read_text(encoding="utf-8")).get("training")
+            # A run that is not at its end has no hours of its own yet.
+            return None if training is None else float(training["device_seconds"])
     return None
 
 

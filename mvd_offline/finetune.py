@@ -135,6 +135,7 @@ class FinetuneTask:
         self.model: nn.Module = self.classifier
         self.start = "scratch" if init is None else _encoder_sha256(self.classifier)
         self.averages: Mapping[str, Average] = {}
+        self.may_wait = False
         self.reader: Callable[[BatchRequest], Batch] = FinetuneReader(
             videos=rows.videos,
             root=rows.root,

@@ -110,6 +110,7 @@ class PretrainTask:
         self._grid = section.grid
         self._masked = masked_tokens(recipe.mask.kind, self._grid, recipe.mask.ratio)
         self.averages: Mapping[str, Average] = {}
+        self.may_wait = False
         self.reader: Callable[[BatchRequest], Batch] = PretrainReader(
             videos=rows.videos,
             root=rows.root,

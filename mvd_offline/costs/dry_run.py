@@ -171,7 +171,9 @@ def dry_run_distill(
         rows = [StoreSamples(recipe, store).per_epoch() for store in opened]
         samples = sum(round(share.weight * count) for share, count in zip(stores, rows, strict=True))
         views = sum(rows) * recipe.view.groups
-    teachers = {name: teacher_cost(recipe, name, next(iter(opened), None)) for name in recipe.active_teachers}
+    # A store gets the targets of every teacher of the recipe; this student learns from the active ones.
+    planned = {name: teacher_cost(recipe, name, next(iter(opened), None)) for name in recipe.teachers}
+    teachers = {name: planned[name] for name in recipe.active_teachers}
     widths = {name: teacher.arch.width for name, teacher in teachers.items()}
     step = distill_step(recipe, widths, launch.micro_batch_size)
     checkpointed = recipe.student.checkpoint_activations
@@ -201,8 +203,8 @@ def dry_run_distill(
         peak_lr=recipe.optim.peak_lr,
         floor_lr=recipe.quirks.floor_lr(recipe.optim),
         steps=steps,
-        reading=_reading(recipe, widths, tokens, opened, steps, views) if recipe.targets == "cached" else None,
-        times=_times(flops, launch, steps, views),
+        reading=_reading(recipe, planned, tokens, opened, steps, views) if recipe.targets == "cached" else None,
+        times=_times(flops, launch, steps, views, sum(teacher.flops for teacher in planned.values())),
     )
 
 
@@ -321,17 +323,20 @@ def _tokens(recipe: DistillRecipe) -> Tokens:
 
 def _reading(
     recipe: DistillRecipe,
-    widths: Mapping[TeacherName, int],
+    teachers: Mapping[TeacherName, TeacherCost],
     tokens: Tokens,
     stores: Sequence[Store],
     steps: Steps | None,
     views: int | None,
 ) -> Reading:
-    row = kept = 0
-    for name, width in widths.items():
-        column = recipe.column(name)
+    row = kept = stored_row = 0
+    for name, teacher in teachers.items():
+        column, width = recipe.column(name), teacher.arch.width
         stored = [store.header.columns[column].codec for store in stores if column in store.columns]
         codec = get_codec(stored[0] if stored else recipe.store.codec)
+        stored_row += codec.nbytes(tokens.total, width)
+        if name not in recipe.active_teachers:
+            continue
         row += codec.nbytes(tokens.total, width)
         kept += (tokens.decoded + codec.extra_rows) * codec.shape(tokens.total, width)[1] * codec.dtype.itemsize
     on_disk = _on_disk(recipe, stores)
@@ -339,14 +344,14 @@ def _reading(
         row_bytes=row,
         kept_row_bytes=kept,
         epoch_bytes=None if steps is None else steps.per_epoch * recipe.optim.batch_size * row,
-        store_bytes=on_disk if on_disk is not None else None if views is None else views * row,
+        store_bytes=on_disk if on_disk is not None else None if views is None else views * stored_row,
         store_bytes_known_from="estimate" if on_disk is None else "store",
     )
 
 
 def _on_disk(recipe: DistillRecipe, stores: Sequence[Store]) -> int | None:
-    """Bytes of the active columns' targets, where all of them are there."""
-    columns = recipe.active_columns.values()
+    """Bytes of the targets of the recipe's teachers, where all of them are there."""
+    columns = [recipe.column(name) for name in recipe.teachers]
     placed = [(store, column) for store in stores for column in columns]
     if not placed or not all(column in store.columns and store.is_indexed(column) for store, column in placed):
         return None
@@ -354,8 +359,8 @@ def _on_disk(recipe: DistillRecipe, stores: Sequence[Store]) -> int | None:
     return sum(int(ledger.length[ledger.ok].sum()) for ledger in ledgers)
 
 
-def _times(flops: Flops, launch: Launch, steps: Steps | None, views: int | None) -> Times:
-    """`views`: of the store, all groups of it."""
+def _times(flops: Flops, launch: Launch, steps: Steps | None, views: int | None, extraction: int = 0) -> Times:
+    """`views`: of the store, all groups of it; `extraction`: operations of all its teachers for one of them."""
     rate = launch.tflops * 1e12
     teachers = sum(flops.teachers.values())
     online = flops.training + teachers
@@ -366,14 +371,14 @@ def _times(flops: Flops, launch: Launch, steps: Steps | None, views: int | None)
     clips = None if steps is None else steps.stop * launch.batch_size
     break_even = None
     if teachers and steps is not None and views is not None:
-        break_even = views / (steps.per_epoch * launch.batch_size)
+        break_even = views * extraction / (steps.per_epoch * launch.batch_size * teachers)
     return Times(
         step_seconds=launch.batch_size * flops.training / rate / launch.processes,
         online_step_seconds=launch.batch_size * online / rate / launch.processes,
         speedup=online / flops.training,
         device_hours=device_hours(clips, flops.training),
         online_device_hours=device_hours(clips, online),
-        extraction_device_hours=device_hours(views, teachers),
+        extraction_device_hours=device_hours(views, extraction),
         break_even_epoch=break_even,
     )
 

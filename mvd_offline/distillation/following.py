@@ -4,6 +4,9 @@ A group is used once every shard of it is committed in every column that the run
 an epoch would have on the finished store, so that the run is the very run that would have started later; `skip` takes
 the complete groups in turn instead, and keeps in the run folder which group each epoch had.
 
+The two runs are step for step the same where no later group has fewer full batches than those that were complete at
+the start.
+
 The number of steps of an epoch is fixed when the run starts: from the smallest group that is complete then. A group
 that comes later and has fewer usable rows begins its order again from the start until the epoch is full.
 """

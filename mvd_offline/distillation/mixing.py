@@ -110,6 +110,8 @@ class MixedReader:
             self._readers[parts[places[0]]].read(views[places].tolist(), None if tokens is None else tokens[places])
             for places in chosen
         ]
+        if len(read) == 1:
+            return read[0]
         back = torch.from_numpy(np.argsort(order, kind="stable"))
         return {name: torch.cat([found[name] for found in read])[back] for name in read[0]}
 

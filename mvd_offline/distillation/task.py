@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mvd_offline.distillation.data import DistillData
+from mvd_offline.distillation.following import FollowedSamples
 from mvd_offline.distillation.momentum import MomentumTeacher
 from mvd_offline.distillation.reading import DistillReader
 from mvd_offline.errors import RecipeError
@@ -41,6 +42,7 @@ class DistillTask:
         self.title = "distill"
         self._recipe, self._source = recipe, source
         self.samples, self._stores = data.samples, data.rows.labels
+        self.may_wait = isinstance(data.samples, FollowedSamples)
         seed = recipe.training.seed
         self.identity = RunIdentity(data.samples.source, seed, recipe.optim.batch_size)
         torch.manual_seed(KeyedStream("init", seed).torch_seed())

@@ -275,7 +275,7 @@ class OptimSection(Section):
 
 
 class TrainingSection(Section):
-    """How a run is carried out; nothing here changes what is learnt, except seed and precision."""
+    """How a run is carried out; what is learnt depends on seed, precision, tf32 and shuffle_window_shards."""
 
     seed: int = 0
     precision: Precision = "no"

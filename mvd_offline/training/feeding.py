@@ -1,9 +1,13 @@
-"""Micro-batches of a run in their order, read by loader processes: one loader serves the whole run without a gap."""
+"""Micro-batches of a run in their order, read by loader processes: one loader serves the whole run without a gap.
+
+Where an epoch's data may have to be waited for, what comes before it is given out first.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,6 +32,7 @@ class Requests:
         order: rows of an epoch, in order.
         steps_per_epoch: the same in every epoch, whatever rows an epoch has beyond them.
         step, epoch, batch: where to begin: steps done, and the next batch.
+        may_wait: `order` blocks until the data of its epoch is there.
     """
 
     order: Callable[[int], NDArray[np.int64]]
@@ -38,8 +43,13 @@ class Requests:
     step: int = 0
     epoch: int = 0
     batch: int = 0
+    may_wait: bool = False
 
     def __iter__(self) -> Iterator[BatchRequest]:
+        return chain.from_iterable(self.epochs())
+
+    def epochs(self) -> Iterator[Iterator[BatchRequest]]:
+        """The micro-batches of one epoch after the other."""
         step, epoch, first = self.step, self.epoch, self.batch
         leftover: NDArray[np.int64] | None = None
         while step < self.stop_step:
@@ -53,15 +63,30 @@ class Requests:
             requests = EpochRequests(
                 rows, self.shape, epoch=epoch, rank=self.rank, first_batch=first, leftover=leftover
             )
-            for request in requests:
-                if step >= self.stop_step:
-                    return
-                yield request
-                step += request.last_of_step
+            yield _first_steps(requests, self.stop_step - step)
+            step += requests.batches - first
             epoch, first, leftover = epoch + 1, 0, self._leftover(order)
 
     def _leftover(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.shape.leftover_rows(order, self.steps_per_epoch)
+
+
+def _first_steps(requests: EpochRequests, steps: int) -> Iterator[BatchRequest]:
+    for request in requests:
+        if not steps:
+            return
+        yield request
+        steps -= request.last_of_step
+
+
+class _EpochByEpoch:
+    """A sampler each of whose iterators gives out one more epoch, which begins when its first request is asked for."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._epochs = requests.epochs()
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        yield from next(self._epochs, ())
 
 
 def read_batches(
@@ -74,17 +99,23 @@ def read_batches(
     """
     loader = DataLoader(
         _Reading(reader),
-        sampler=requests,
+        # A loader asks its sampler for more before it gives out what it holds, so that one that waits holds back both.
+        sampler=_EpochByEpoch(requests) if requests.may_wait else requests,
         batch_size=None,
         num_workers=training.workers,
         prefetch_factor=training.prefetch_batches if training.workers else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=_start_worker,
+        persistent_workers=requests.may_wait and training.workers > 0,
     )
-    for request, batch in loader:
-        if isinstance(batch, _Failure):
-            raise batch.error
-        yield request, batch
+    again = True
+    while again:
+        again = False
+        for request, batch in loader:
+            if isinstance(batch, _Failure):
+                raise batch.error
+            yield request, batch
+            again = requests.may_wait
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -44,6 +44,8 @@ class Task(Protocol):
     title: str
     identity: RunIdentity
     model: nn.Module
+    may_wait: bool
+    """Whether `order` blocks until the data of its epoch is there."""
     reader: Callable[[BatchRequest], Batch]
     """Reads one micro-batch; runs in a loader process, so it holds no model and pickles."""
     averages: Mapping[str, Average]
@@ -231,6 +233,8 @@ class _State:
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.optimizer.step_was_skipped:
+            return  # fp16 looks for its scale: there is nothing to follow
         for average in self._task.averages.values():
             average.update(epoch)
 
@@ -260,6 +264,7 @@ def _requests(
         step=position.step,
         epoch=position.epoch,
         batch=position.batch,
+        may_wait=task.may_wait,
     )
 
 

@@ -41,7 +41,8 @@ class BatchRequest:
     """One micro-batch: what a loader process is asked for.
 
     `batch` counts global batches of the epoch; `first` is the position of `rows[0]` in that global batch. `leftover`
-    marks rows of an `epoch` that is over: their gradients are added to the next step's (`BatchShape.leftover`).
+    marks rows of an `epoch` that is over: their gradients are added to the next step's (see
+    `QuirkSection.leftover_micro_batch`).
     """
 
     epoch: int

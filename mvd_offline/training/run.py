@@ -67,10 +67,11 @@ def _check_recipe(run: Path, recipe: Recipe) -> None:
 
 def _check_identity(run: Path, identity: dict[str, str]) -> None:
     started = read_identity(run)
-    for field, value in identity.items():
-        if started.get(field) != value:
+    for field in sorted(started.keys() | identity.keys()):
+        if started.get(field) != identity.get(field):
             raise IdentityError(
-                f"{run} was started on other data: {field} was {started.get(field)!r} and is {value!r} now. "
+                f"{run} was started on other data: {field} was {started.get(field)!r} and is {identity.get(field)!r} "
+                "now. "
                 "Give the store or the catalogs that the run was started with, or another folder as --run."
             )
 

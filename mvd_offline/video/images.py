@@ -62,6 +62,11 @@ def _check(image: Image.Image, path: Path) -> None:
     if image.width * image.height > MAX_PIXELS:
         reason = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: not decoded"
         raise VideoError(str(path), reason, decoder=PILLOW)
-    if image.mode.split(";")[0] in _DEEP_MODES:
+    if image.mode.split(";")[0] in _DEEP_MODES or _is_deep(image):
         reason = f"pixels of more than 8 bits (Pillow's mode {image.mode}); convert the image to 8 bits"
         raise VideoError(str(path), reason, decoder=PILLOW)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file has 16 bits a channel where Pillow's mode, such as RGB, has 8."""
+    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))

@@ -296,9 +296,18 @@ def _inside(path: str, root: Path, where: str) -> str:
 
 
 def _walk(folder: Path, wanted: Callable[[str], bool]) -> Iterator[Path]:
-    """Files below a folder whose name is wanted, hidden ones left out; in an order that is the same everywhere."""
-    for parent, folders, files in os.walk(folder):
+    """Files below a folder whose name is wanted, hidden ones left out; in an order that is the same everywhere.
+
+    Links to folders are followed, as class folders often are links; a folder that was seen is not entered again.
+    """
+    seen = set[str]()
+    for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        real = os.path.realpath(parent)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         yield from (Path(parent, name) for name in sorted(files) if not name.startswith(".") and wanted(name))
 
 
@@ -307,7 +316,11 @@ def _is_tar(name: str) -> bool:
 
 
 def _tars_of(source: Path) -> Iterable[Path]:
-    return _walk(source, _is_tar) if source.is_dir() else [source]
+    if source.is_dir():
+        return _walk(source, _is_tar)
+    if not _is_tar(source.name):
+        raise UsageError(f"{source}: a shard of webdataset is a .tar file; rename it if it is one")
+    return [source]
 
 
 def _expand(pattern: Path) -> list[Path]:

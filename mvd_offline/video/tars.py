@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ LABEL_SUFFIX = "cls"
 # Room for any label; a longer member is none.
 _LABEL_BYTES = 32
 _TAIL_BYTES = 1 << 20
+_LARGEST_LABEL = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,12 @@ def list_images(tar: Path) -> list[TarImage]:
     try:
         check_regular(tar)
         with tarfile.open(tar, "r:") as archive:
+            last = -1
             for info in archive:
+                if info.size < 0 or info.offset <= last:
+                    # `tarfile` would step back and read the same members for ever.
+                    raise tarfile.ReadError(f"the member at byte {info.offset} has a size that cannot be")
+                last = info.offset
                 name = str(PurePosixPath(info.name))
                 if is_image(name) or is_video(name):
                     if name in images:
@@ -83,8 +90,11 @@ def _image(info: tarfile.TarInfo, name: str) -> TarImage:
 def _label(tar: Path, archive: tarfile.TarFile, info: tarfile.TarInfo) -> int:
     content = archive.extractfile(info)
     text = content.read(_LABEL_BYTES).decode("ascii", "replace").strip() if content else ""
-    if info.size > _LABEL_BYTES or not text.removeprefix("-").isdigit():
-        raise UsageError(f"{tar}: {info.name} should hold a class number, found {text!r}; labels are numbers from 0")
+    if info.size > _LABEL_BYTES or not re.fullmatch("[0-9]+", text) or int(text) > _LARGEST_LABEL:
+        raise UsageError(
+            f"{tar}: {info.name} should hold a class number, found {text!r}; labels are numbers from 0 to "
+            f"{_LARGEST_LABEL}"
+        )
     return int(text)
 
 

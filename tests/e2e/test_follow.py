@@ -82,14 +82,15 @@ def test_a_run_beside_the_extraction_is_the_run_on_the_finished_store_also_when_
 ) -> None:
     recipe, log = write_recipe(tmp_path / "recipe.yaml"), tmp_path / "log"
     store, followed, later = store_with(made, tmp_path / "store"), tmp_path / "followed", tmp_path / "later"
-    following = distill(recipe, store, followed, "--follow", "wait", "--set", "training.workers=1")
+    following = distill(recipe, store, followed, "--follow", "wait", "--set", "training.workers=4")
 
     with started(following, log) as stopped:
         assert wait_until(lambda: "epoch 1 waits for group 1 of 2" in log.read_text(), seconds=60), log.read_text()
+        assert [line["step"] for line in metrics(followed)] == [1, 2, 3], "all that is there is trained on first"
         stopped.send_signal(signal.SIGTERM)
         assert stopped.wait(60) == 75, log.read_text()
     assert f"0 of {STEPS} shards are committed" in log.read_text()
-    assert [line["step"] for line in metrics(followed)] == [1, 2, 3], "what was read already is trained on, and saved"
+    assert list((followed / "checkpoints").glob("step-*3")), "and saved"
 
     with started(command("extract", store, "--workers", "1"), tmp_path / "extract.log") as extract:
         assert main(following[1:]) == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from mvd_offline.bench.science.probe import probe, read_probe_clips, render_probe_clips
@@ -22,11 +23,11 @@ from mvd_offline.extract import extract
 from mvd_offline.finetune import finetune
 from mvd_offline.models.classifier import build_classifier
 from mvd_offline.models.loading import start_finetuning
-from mvd_offline.models.saving import save_model
+from mvd_offline.models.saving import save_model, write_safetensors
 from mvd_offline.models.starting import start_encoder
 from mvd_offline.models.student import student_of
 from mvd_offline.models.teachers import load_teacher
-from mvd_offline.models.vit import init_for_pretraining
+from mvd_offline.models.vit import encoder_arch, init_for_pretraining
 from mvd_offline.planner import plan_store
 from mvd_offline.pretrain import TEACHER_FILE, pretrain
 from mvd_offline.randomness import KeyedStream
@@ -138,13 +139,25 @@ def _image_teacher_for_clips(out: Path, scale: Scale) -> Path:
     """The image teacher as an encoder of clips, its patch embedding repeated over the frames of a tubelet."""
     path = out / "mae" / STUDENT_FILE
     if not path.is_file():
-        teacher = out / "mae" / TEACHER_FILE
+        without_key_bias = out / "mae" / "teacher_without_key_bias.safetensors"
+        with safe_open(out / "mae" / TEACHER_FILE, "pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            write_safetensors(without_key_bias, dict(map(_drop_key_bias, state.items())), file.metadata())
         recipe = load_distill("science/distill", scale.overrides.get("distill", ()))
-        width = load_teacher(teacher, "image").width
+        width = encoder_arch(recipe.student).width
         student = student_of(recipe, {"image": width, "video": width})
-        start_encoder(student, teacher)
+        start_encoder(student, without_key_bias)
         save_model(path, student, recipe=dump_recipe(recipe))
     return path
+
+
+def _drop_key_bias(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
+    """A tensor by name, with zeros for a key bias: softmax cancels it, and a student has none."""
+    name, tensor = item
+    if name.endswith("attn.qkv.bias"):
+        query, key, value = tensor.chunk(3)
+        tensor = torch.cat([query, torch.zeros_like(key), value])
+    return name, tensor
 
 
 def _measure(out: Path, scale: Scale, row: Row, seed: int, weights: Path | None) -> None:

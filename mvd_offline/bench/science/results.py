@@ -32,7 +32,9 @@ class Accuracy:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} ± {100 * self.spread:.1f}" if self.values else "-"
+        if not self.values:
+            return "-"
+        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.spread:.1f}" if len(self.values) > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ ORDERINGS = (
 )
 
 
+LEAST_SEEDS = 3
+"""Below this many, the seeds' agreement says nothing."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """An ordering beside the miniature's own: the difference in points, mean over seeds, and how many seeds agree."""
@@ -118,18 +124,23 @@ class Finding:
 
 
 def compare(ordering: Ordering, protocol: Protocol, rows: Mapping[str, Measured]) -> Finding:
-    """Whether every seed has the paper's ordering, every seed the opposite one, or neither."""
+    """Whether every seed has the paper's ordering, every seed the opposite one, or neither.
+
+    Fewer than three seeds decide nothing, nor does a difference that is smaller than its spread over the seeds.
+    """
     better, worse = (rows[name].accuracy[protocol][ordering.task].values for name in (ordering.better, ordering.worse))
     if not better or len(better) != len(worse):
         return Finding(ordering, protocol, 0.0, 0, 0, "not measured")
     differences = [100 * (a - b) for a, b in zip(better, worse, strict=True)]
     above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    mean = statistics.fmean(differences)
+    clear = len(differences) >= LEAST_SEEDS and abs(mean) > statistics.stdev(differences)
     verdict: Verdict = "undecided"
-    if above == len(differences):
+    if clear and above == len(differences):
         verdict = "as in the paper"
-    elif below == len(differences):
+    elif clear and below == len(differences):
         verdict = "against the paper"
-    return Finding(ordering, protocol, statistics.fmean(differences), above, len(differences), verdict)
+    return Finding(ordering, protocol, mean, above, len(differences), verdict)
 
 
 def findings(rows: Sequence[Measured]) -> list[Finding]:

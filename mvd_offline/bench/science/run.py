@@ -174,8 +174,8 @@ def _facts(scale: Scale, seeds: int, quick: bool) -> list[str]:
         *(["`--quick`: these numbers mean nothing"] if quick else []),
         f"{train} videos without labels, {labelled} of them with labels for fine-tuning, {test} for the test; "
         "4 classes for each task, so that chance is 25.0",
-        f"spatial: which texture; temporal: which direction; top-1 in percent, mean ± standard deviation of {seeds} "
-        "seeds of student and classifier, on the same teachers, views and labels; one test video is "
+        f"spatial: which texture; temporal: which direction; top-1 in percent, mean ± standard deviation of up to "
+        f"{seeds} seeds of student and classifier, on the same teachers, views and labels; one test video is "
         f"{100 / test:.1f} points, and the test set's own standard error at 75 % is {100 * (0.1875 / test) ** 0.5:.1f}",
         f"encoders of width {student.student.width}, depth {student.student.depth}; clips of {student.view.frames} "
         f"frames of {student.view.image_size} px, patches of {student.view.patch_size} px; mask "

@@ -49,7 +49,7 @@ class LineTask:
         nn.init.ones_(self.line.weight)
         self.model: nn.Module = self.line
         self.averages: Mapping[str, Average] = {"slow": Average(self.line, constant(0.9))}
-        self.reader = Reader(signal_at)
+        self.reader, self.may_wait = Reader(signal_at), False
 
     def groups(self) -> list[dict[str, object]]:
         return [{"params": [self.line.weight], "names": ["weight"], "weight_decay": 0.0, "lr_scale": 1.0}]

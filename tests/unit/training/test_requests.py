@@ -6,11 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from mvd_offline.errors import RecipeError
-from mvd_offline.training.feeding import Requests
-from mvd_offline.training.order import BatchShape
+from mvd_offline.recipe import TrainingSection
+from mvd_offline.training.feeding import Requests, read_batches
+from mvd_offline.training.order import BatchRequest, BatchShape
 from mvd_offline.training.stopping import StopRequested
 
 SAMPLES, BATCH, STEPS_PER_EPOCH, EPOCHS = 53, 12, 4, 3
@@ -115,6 +117,30 @@ def test_a_run_that_stops_at_an_epochs_end_reads_nothing_of_the_next() -> None:
 def test_leftovers_that_do_not_divide_by_the_processes_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"quirks.leftover_micro_batch is 3 .* does not divide by the 2 processes"):
         BatchShape(12, 2, 3, 3)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_all_of_an_epoch_is_given_out_before_the_next_is_waited_for(workers: int) -> None:
+    seen: list[int] = []
+
+    def waiting(epoch: int) -> NDArray[np.int64]:
+        assert len(seen) == 4 * epoch
+        return order(epoch)
+
+    asked = Requests(waiting, BatchShape(BATCH, 1, 12), rank=0, steps_per_epoch=4, stop_step=10, may_wait=True)
+    training = TrainingSection(workers=workers, prefetch_batches=2)
+    for request, batch in read_batches(Echo(), asked, training, torch.device("cpu")):
+        assert batch["rows"].tolist() == list(request.rows)
+        seen.append(request.batch)
+
+    assert seen == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+
+
+class Echo:
+    """Reads nothing but the rows' own numbers."""
+
+    def __call__(self, request: BatchRequest) -> dict[str, torch.Tensor]:
+        return {"rows": torch.tensor(request.rows)}
 
 
 def test_an_order_that_is_asked_to_stop_waiting_ends_the_requests() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,18 @@ def test_a_decompression_bomb_is_not_decoded(width: int, tmp_path: Path) -> None
 
 def test_deep_pixels_are_refused_rather_than_cut_to_eight_bits(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", Image.fromarray(np.full((4, 4), 40_000, np.uint16)))
+    with pytest.raises(VideoError, match="more than 8 bits"):
+        decode_image(path)
+
+
+def test_a_colour_image_of_sixteen_bits_is_refused_too(tmp_path: Path) -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\x01\xff" * 6) * 2)
+    path = tmp_path / "deep.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
     with pytest.raises(VideoError, match="more than 8 bits"):
         decode_image(path)
 

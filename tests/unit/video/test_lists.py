@@ -38,6 +38,19 @@ def test_a_tree_of_class_folders_labels_alphabetically(tmp_path: Path) -> None:
     )
 
 
+def test_class_folders_may_be_links_and_links_in_a_circle_end(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "real" / name).mkdir(parents=True)
+        (tmp_path / "real" / name / "clip.mp4").touch()
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "b").symlink_to(tmp_path / "real" / "b")
+    (chosen / "b" / "again").symlink_to(chosen)
+    listing = list_videos(chosen)
+    assert [video.path for video in listing.videos] == ["b/clip.mp4"]
+    assert listing.classes == ("b",)
+
+
 def test_a_flat_or_uneven_folder_has_no_labels(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "walk/b.mp4")
     listing = list_videos(tmp_path)

@@ -383,3 +383,25 @@ def test_an_image_list_is_read_like_a_list_of_videos(tmp_path: Path) -> None:
         ("n01/a b.JPEG", 0),
         ("n02/c.png", 1),
     ]
+
+
+def test_a_member_of_negative_size_is_damage_and_ends_the_listing(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("a.txt")
+    info.size = -512
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "a.tar").write_bytes(header + bytes(1024))
+    (found,) = list_images(tmp_path / "a.tar")
+    assert "size that cannot be" in found.problem
+
+
+@pytest.mark.parametrize("label", [b"-7", b"4294967296", b"9" * 25, b"two", b""])
+def test_labels_are_numbers_that_a_catalog_holds(label: bytes, tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar", [("a.png", png(0)), ("a.cls", label)])
+    with pytest.raises(UsageError, match="labels are numbers from 0 to 2147483647"):
+        list_images(path)
+
+
+def test_a_shard_that_is_not_called_tar_is_refused(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar.part", samples(0))
+    with pytest.raises(UsageError, match=r"a shard of webdataset is a \.tar file"):
+        list_videos(path, list_format="webdataset")
