@@ -1,4 +1,4 @@
-"""The tiny twin of every recipe runs, by the commands that its header gives."""
+"""The tiny twin of every recipe runs, on what its header says that it reads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def catalogs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def catalog_of(name: str, side: str = "train") -> str:
     """The catalog that a twin's header makes."""
     header = " ".join(recipe_header(shipped_recipes()[name].read_text(encoding="utf-8")))
-    if "scan synthetic.tar" in header:
+    if "scan synthetic_images.tar" in header:
         return "image_tar"
     return f"image_{side}" if "--images" in header else side
 
