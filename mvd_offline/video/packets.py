@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,20 +17,24 @@ from mvd_offline.errors import VideoError
 PYAV = f"pyav {metadata.version('av')}"
 """The decoder's name in errors and ledgers."""
 
-_TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_TIMED_CONTAINERS = (_MP4, "matroska,webm")
 
 
 @dataclass(frozen=True)
 class PacketIndex:
     """Frames that will be shown, frames per second (0.0 when unknown), and whether decord finds each by its number.
 
-    decord was measured: right in MP4 and Matroska with closed groups of pictures, and in AVI without reordered frames;
-    wrong in open groups, in AVI with B-frames (by a group and more), and in MPEG streams (even for frame 0).
+    `stands_alone`: the container's index shows that every frame is a keyframe; PyAV then reads just the wanted ones.
+    decord was measured: right in MP4 and Matroska with closed groups of pictures; wrong in open groups, in MPEG
+    streams (even for frame 0), in AVI with B-frames (by a group and more), and now and then in the last frame of AVI
+    without them.
     """
 
     frames: int
     fps: float
     seeks_exactly: bool
+    stands_alone: bool
 
 
 def read_packet_index(path: Path) -> PacketIndex:
@@ -41,13 +46,14 @@ def read_packet_index(path: Path) -> PacketIndex:
 @lru_cache(maxsize=65536)
 def _read(path: Path, size: int, mtime_ns: int) -> PacketIndex:
     with open_best_stream(path) as (container, stream):
+        stands_alone = len(keyframe_times(container, stream)) > 1
         packets = list_packets(container, stream)
-        seekable = container.format.name in (*_TIMED_CONTAINERS, "avi")
+        seekable = container.format.name in _TIMED_CONTAINERS
         fps = float(stream.average_rate or stream.guessed_rate or 0.0)
     frames = sum(not packet.discarded for packet in packets)
     if frames == 0:
         raise VideoError(str(path), "no frame in its video stream", decoder=PYAV, status="too_short")
-    return PacketIndex(frames, fps, seekable and _seeks_exactly(packets))
+    return PacketIndex(frames, fps, seekable and _seeks_exactly(packets), stands_alone)
 
 
 class Packet(NamedTuple):
@@ -74,6 +80,18 @@ def display_ranks(packets: list[Packet]) -> list[int] | None:
         return None
     order = {time: rank for rank, time in enumerate(sorted(times))}
     return [order[packet.pts] for packet in packets if packet.pts is not None]
+
+
+def keyframe_times(container: Any, stream: Any) -> list[int]:
+    """When each frame is shown, in order, by the container's index alone; empty unless all are keyframes."""
+    # MP4 alone has its index at hand before a packet is read. Older PyAV does not show it.
+    entries = getattr(stream, "index_entries", ()) if container.format.name == _MP4 else ()
+    times: list[int] = []
+    for entry in entries:
+        if not entry.is_keyframe or entry.is_discard or entry.size < 1:
+            return []
+        times.append(entry.timestamp)
+    return times if all(one < other for one, other in pairwise(times)) else []
 
 
 @contextmanager

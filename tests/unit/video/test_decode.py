@@ -25,7 +25,7 @@ READABLE = {
     "av1.mkv": (125, 640, 360, "pyav"),
     "flipping_a_pancake.mkv": (310, 426, 240, "decord"),
     "nasa.mp4": (390, 480, 270, "decord"),
-    "old_codec.avi": (164, 320, 240, "decord"),
+    "old_codec.avi": (164, 320, 240, "pyav"),
     "rotated_three_frames.mov": (3, 320, 568, "decord"),
     "ten_frames_h265.mp4": (10, 128, 128, "pyav"),
 }
@@ -90,7 +90,7 @@ CONTAINERS = {
     "closed groups in mp4": ("a.mp4", "libx264", {"g": "12", "bf": "2"}, "decord"),
     "open groups in mkv": ("a.mkv", "libx264", {"bf": "2", "x264-params": OPEN_GROUPS}, "pyav"),
     "open groups in mp4": ("a.mp4", "mpeg4", {"g": "12", "bf": "2"}, "pyav"),
-    "plain avi": ("a.avi", "mpeg4", {"g": "12", "bf": "0"}, "decord"),
+    "plain avi": ("a.avi", "mpeg4", {"g": "12", "bf": "0"}, "pyav"),
     "avi with reordered frames": ("a.avi", "mpeg4", {"g": "12", "bf": "2"}, "pyav"),
     "avi with h264": ("a.avi", "libx264", {"g": "12", "bf": "2"}, "pyav"),
     "mpeg program stream": ("a.mpg", "mpeg2video", {"g": "12", "bf": "2"}, "pyav"),
