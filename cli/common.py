@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -38,6 +38,11 @@ StoreArgument: TypeAlias = Annotated[
 RootOption: TypeAlias = Annotated[
     Path | None, typer.Option("--root", help="Folder of the videos, if they moved.", show_default=False)
 ]
+
+RunOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--run", help="Folder of the run; run it again to go on.", show_default=False)
+]
+"""The run of a training; only a dry run does without."""
 
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 """Whether a command reports as JSON on standard output."""
@@ -98,8 +103,13 @@ def report_training(summary: Any, run: Path, product: Path, as_json: bool, follo
     """
     if int(os.environ.get("RANK", "0")):
         return
+    from mvd_offline.hours import REPORT_FILE
+
+    report = run / REPORT_FILE
+    content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    hours, probe = content.get("hours"), content.get("probe")
     if as_json:
-        print_json({"run": run, "product": product, **dataclasses.asdict(summary)})
+        print_json({"run": run, "product": product, **dataclasses.asdict(summary), "hours": hours, "probe": probe})
         return
     losses = ", ".join(f"{name} {value:.4g}" for name, value in summary.last.items())
     if not summary.steps:
@@ -109,30 +119,43 @@ def report_training(summary: Any, run: Path, product: Path, as_json: bool, follo
             f"{summary.steps} steps in {human_duration(summary.seconds)}: {summary.samples_per_second:.3g} clips/s, "
             f"{100 * summary.data_wait_share:.0f} % of it waiting for data; {losses}"
         )
-    if (hours := _hours(run)) is not None:
-        typer.echo(hours)
+    if probe is not None:
+        found = ", ".join(f"{name} {100 * value:.2f} %" for name, value in probe.items() if "_top" in name)
+        typer.echo(f"probe after step {probe['step']}: {found}")
+    if hours is not None:
+        typer.echo(f"hours of one device ({report}):")
+        for name, text in hours_rows(hours):
+            typer.echo(f"  {name}: {text}")
     typer.echo(f"wrote {product}; curves: {run / 'metrics.jsonl'}, tensorboard --logdir {run}")
     typer.echo(f"next: {following}")
 
 
-def _hours(run: Path) -> str | None:
-    """What a run's `report.json` says of its hours, in a line."""
-    from mvd_offline.accounting import REPORT_FILE
+def hours_rows(hours: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figures of `mvd_offline.hours.Hours`, as its JSON has them, with names and in words."""
+    cached, online = _figure(hours["cached"]), _figure(hours["online"])
+    if not hours["teachers"]:
+        return [("training", online)]
+    rows = [(f"pretraining of the {name} teacher", _figure(figure)) for name, figure in hours["teachers"].items()]
+    rows += [("extraction", _figure(hours["extraction"])), ("training on the store", cached)]
+    if hours["speedup"] is not None:
+        online += f"; {hours['speedup']:.2f} x extraction and training"
+    return [*rows, ("training with online teachers", online)]
 
-    path = run / REPORT_FILE
-    if not path.is_file():
-        return None
-    report = json.loads(path.read_text(encoding="utf-8"))
-    parts = [f"training {human_duration(report['training']['device_seconds'])}"]
-    if (extraction := report["extraction_device_seconds"]) is not None:
-        parts.append(f"extraction {human_duration(extraction)}")
-    for name, seconds in (report["teachers_device_seconds"] or {}).items():
-        if seconds is not None:
-            parts.append(f"pretraining of the {name} teacher {human_duration(seconds)}")
-    text = "time of one device, measured: " + ", ".join(parts)
-    if (online := report["online_device_seconds"]) is not None and not report["online_is_measured"]:
-        text += f"; with online teachers the training would have taken {human_duration(online)}, estimated"
-    return f"{text} ({path})"
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    if figure["device_seconds"] is None:
+        return f"unknown: {figure['how']}"
+    return f"{device_hours(figure['device_seconds'])}, {figure['basis']} ({figure['how']})"
+
+
+def device_hours(seconds: float) -> str:
+    """Time of one device: in hours, however many, and below one hour as a duration.
+
+    >>> device_hours(4_586_400)
+    '1,274 device-hours'
+    """
+    hours = seconds / 3600
+    return human_duration(seconds) if hours < 1 else f"{hours:,.{0 if hours >= 99.95 else 1}f} device-hours"
 
 
 def human_bytes(count: float) -> str:

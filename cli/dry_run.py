@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
 
 import typer
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
     from mvd_offline.costs.dry_run import DryRun, Flops, Tokens
     from mvd_offline.costs.memory import Memory
     from mvd_offline.costs.teachers import TeacherCost
+    from mvd_offline.distillation.mixing import StoreShare
+    from mvd_offline.recipe import Recipe
 
 T = TypeVar("T")
 
@@ -34,11 +40,6 @@ TflopsOption: TypeAlias = Annotated[
 ]
 
 
-def processes_of_launch() -> int:
-    """Processes that a launcher started, as it says in the environment."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def needed(given: T | None, option: str) -> T:
     """An option that only `--dry-run` does without.
 
@@ -52,10 +53,24 @@ def needed(given: T | None, option: str) -> T:
     return given
 
 
-def print_dry_run(dry: DryRun, as_json: bool) -> None:
-    """Print it; of several processes only the first does."""
+def print_dry_run(
+    recipe: Recipe,
+    *,
+    stores: Sequence[StoreShare] = (),
+    catalog: Path | None = None,
+    samples: int | None,
+    processes: int | None,
+    tflops: float,
+    as_json: bool,
+) -> None:
+    """Say what the training of a recipe would be; of several processes only the first does."""
     if int(os.environ.get("RANK", "0")):
         return
+    with _without_collector():
+        from mvd_offline.costs.dry_run import dry_run
+
+        launched = processes or int(os.environ.get("WORLD_SIZE", "1"))
+        dry = dry_run(recipe, stores=stores, catalog=catalog, samples=samples, processes=launched, tflops=tflops)
     if as_json:
         print_json(dry.to_json())
         return
@@ -73,6 +88,16 @@ def print_dry_run(dry: DryRun, as_json: bool) -> None:
     typer.echo("Nothing was written.")
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Most of the time goes into imports, and a tenth of that into looking for garbage among what they made."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _table(dry: DryRun) -> Table:
     from rich.table import Table
 
@@ -81,14 +106,16 @@ def _table(dry: DryRun) -> Table:
     table.add_row(
         "batch",
         f"{launch.batch_size} samples: {launch.processes} process{'es' * (launch.processes > 1)} x "
-        f"{launch.accumulation} micro-batches of {launch.micro_batch_size}",
+        f"{launch.accumulation} micro-batches of {launch.micro_batch_size}"
+        + f"; {launch.views} views of each sample"
+        * (launch.views > 1),
     )
     total = sum(dry.parameters.values())
     table.add_row("parameters", f"{total:,}: " + ", ".join(f"{part} {n:,}" for part, n in dry.parameters.items()))
     table.add_row("tokens of a clip", _tokens(dry.tokens))
     for name, teacher in dry.teachers.items():
         table.add_row(f"teacher {name}", _teacher(teacher))
-    _add_flops(table, dry.flops, launch.batch_size)
+    _add_flops(table, dry.flops, launch.clips)
     _add_memory(table, dry.memory)
     _add_steps(table, dry)
     _add_store(table, dry)
@@ -110,7 +137,7 @@ def _teacher(teacher: TeacherCost) -> str:
     )
 
 
-def _add_flops(table: Table, flops: Flops, batch_size: int) -> None:
+def _add_flops(table: Table, flops: Flops, clips: int) -> None:
     rows = {f"{part}, forward": count for part, count in flops.forward.items()}
     rows["backward"] = flops.backward
     rows["recomputed activations"] = flops.recompute
@@ -119,7 +146,7 @@ def _add_flops(table: Table, flops: Flops, batch_size: int) -> None:
     rows.update({f"teacher {name}": count for name, count in flops.teachers.items()})
     for part, count in rows.items():
         if count:
-            table.add_row(f"GFLOP {part}", f"{count / 1e9:,.1f} a clip, {count * batch_size / 1e12:,.1f} TFLOP a step")
+            table.add_row(f"GFLOP {part}", f"{count / 1e9:,.1f} a clip, {count * clips / 1e12:,.1f} TFLOP a step")
 
 
 def _add_memory(table: Table, memory: Memory) -> None:

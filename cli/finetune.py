@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
+from mvd_offline.cli.common import JsonOption, RecipeArgument, RunOption, SetOption, report_training
 from mvd_offline.cli.dry_run import (
     DryRunOption,
     ProcessesOption,
@@ -15,7 +15,6 @@ from mvd_offline.cli.dry_run import (
     TflopsOption,
     needed,
     print_dry_run,
-    processes_of_launch,
 )
 
 
@@ -24,9 +23,7 @@ def finetune(
     videos: Annotated[
         Path | None, typer.Option("--videos", help="Catalog of the training videos.", show_default=False)
     ] = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", help="Folder of the run; run it again to go on.", show_default=False)
-    ] = None,
+    run: RunOption = None,
     init: Annotated[
         Path | None,
         typer.Option(
@@ -45,19 +42,9 @@ def finetune(
 
     resolved = load_finetune(recipe, overrides or ())
     if dry_run:
-        from mvd_offline.costs.dry_run import dry_run_finetune
-
-        dry = dry_run_finetune(
-            resolved,
-            catalog=videos,
-            samples=samples,
-            processes=processes or processes_of_launch(),
-            tflops=tflops,
-        )
-        print_dry_run(dry, as_json)
+        print_dry_run(resolved, catalog=videos, samples=samples, processes=processes, tflops=tflops, as_json=as_json)
         return
     videos, run = needed(videos, "--videos"), needed(run, "--run")
-    from mvd_offline.cli.common import report_training
     from mvd_offline.finetune import CLASSIFIER_FILE
     from mvd_offline.finetune import finetune as job
 

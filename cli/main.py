@@ -39,13 +39,13 @@ class Place(NamedTuple):
 
 COMMANDS: dict[str, Place] = {
     "demo": Place("demo", "The whole pipeline in miniature on generated, labelled videos."),
-    "videos": Place("videos", "Catalogs of videos: scan, synth, show.", group=True),
+    "videos": Place("videos", "Catalogs of videos: scan, synth, show, cache.", group=True),
     "plan": Place("plan", "Fix the views of a store, and say what it will cost."),
     "extract": Place("extract", "Run the frozen teachers over a store's views; resumable."),
     "distill": Place("distill", "Train a student on the masked features of its teachers."),
     "pretrain": Place("pretrain", "Train a teacher from scratch: MAE or VideoMAE."),
     "finetune": Place("finetune", "Train a classifier from a pretrained encoder."),
-    "evaluate": Place("evaluate", "Test a fine-tuned run on several clips and crops of each video."),
+    "evaluate": Place("evaluate", "Test a fine-tuned run, or probe a pretrained encoder."),
     "convert": Place("convert", "Write a checkpoint as mvd, hf, timm or safetensors."),
     "shards": Place("shards", "Look into a store, and check it; also installed as mvd-shards.", group=True),
     "recipes": Place("recipes", "The recipes that ship.", group=True),
@@ -85,6 +85,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     help="Masked video distillation with precomputed targets: run the frozen teachers once, train many students.",
+    epilog="Begin with `mvd-offline demo`. With your own videos: videos scan, plan, extract, distill, finetune, "
+    "evaluate; `mvd-offline COMMAND --help` tells what each takes. Exit status: 0 done, 1 failed, 2 wrong usage, "
+    "75 stopped by a signal and saved.",
 )
 
 

@@ -28,8 +28,15 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fix the views of a store, name its teachers by their weights, and say what it will cost."""
-    from mvd_offline.cli.common import human_bytes, print_json, print_table
+    """Fix the views of a store, name its teachers by their weights, and say what it will cost.
+
+    It writes which frames and which crop of each video a model sees; `extract` fills in the targets. Without teachers
+    in the recipe the store is one of views alone, to train on as it is.
+
+    Hours are those of one device. The teachers' own are known where their weights lie in the run folder that
+    `mvd-offline pretrain` left.
+    """
+    from mvd_offline.cli.common import hours_rows, human_bytes, print_json, print_table
     from mvd_offline.planner import estimate as estimate_of
     from mvd_offline.planner import plan_store
     from mvd_offline.recipe import load_distill
@@ -53,21 +60,20 @@ def plan(
     table.add_row("tokens of a view", estimate.grid)
     if not estimate.teachers:
         table.add_row("teachers", "none: a store of views alone, to train on as it is")
-        table.add_row("training", f"{estimate.cached_gpu_hours:.3g} GPU-hours at {tflops:g} TFLOP/s")
-        print_table(table)
-        typer.echo(f"next: mvd-offline distill RECIPE --store {store} --run DIR")
-        return
     for name, text in estimate.teachers.items():
         table.add_row(f"teacher {name}", text)
-    for codec, size in estimate.bytes_by_codec.items():
-        table.add_row(f"size in {codec}", human_bytes(size) + ("  <- this store" if codec == estimate.codec else ""))
-    table.add_row("extraction", f"{estimate.extraction_gpu_hours:.3g} GPU-hours at {tflops:g} TFLOP/s")
-    table.add_row(
-        "training", f"{estimate.cached_gpu_hours:.3g} GPU-hours with extraction; {estimate.online_gpu_hours:.3g} online"
-    )
-    table.add_row(
-        "reading", f"{estimate.read_megabytes_per_second:.3g} MB/s a GPU for {estimate.clips_per_second:.3g} clips/s"
-    )
-    table.add_row("break-even", f"caching is cheaper after {estimate.break_even_epoch:.3g} epochs")
+    for row in hours_rows(estimate.hours.to_json()):
+        table.add_row(*row)
+    if estimate.teachers:
+        for codec, size in estimate.bytes_by_codec.items():
+            table.add_row(
+                f"size in {codec}", human_bytes(size) + ("  <- this store" if codec == estimate.codec else "")
+            )
+        table.add_row(
+            "reading",
+            f"{estimate.read_megabytes_per_second:.3g} MB/s a GPU for {estimate.clips_per_second:.3g} clips/s",
+        )
+        table.add_row("break-even", f"caching is cheaper after {estimate.break_even_epoch:.3g} epochs")
     print_table(table)
-    typer.echo(f"next: mvd-offline extract {store}")
+    following = f"extract {store}" if estimate.teachers else f"distill RECIPE --store {store} --run DIR"
+    typer.echo(f"next: mvd-offline {following}")

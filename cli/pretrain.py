@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
+from mvd_offline.cli.common import JsonOption, RecipeArgument, RunOption, SetOption, report_training
 from mvd_offline.cli.dry_run import (
     DryRunOption,
     ProcessesOption,
@@ -15,7 +15,6 @@ from mvd_offline.cli.dry_run import (
     TflopsOption,
     needed,
     print_dry_run,
-    processes_of_launch,
 )
 
 
@@ -24,9 +23,7 @@ def pretrain(
     videos: Annotated[
         Path | None, typer.Option("--videos", help="Catalog that `videos scan` wrote.", show_default=False)
     ] = None,
-    run: Annotated[
-        Path | None, typer.Option("--run", help="Folder of the run; run it again to go on.", show_default=False)
-    ] = None,
+    run: RunOption = None,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
     samples: SamplesOption = None,
@@ -39,19 +36,9 @@ def pretrain(
 
     resolved = load_pretrain(recipe, overrides or ())
     if dry_run:
-        from mvd_offline.costs.dry_run import dry_run_pretrain
-
-        dry = dry_run_pretrain(
-            resolved,
-            catalog=videos,
-            samples=samples,
-            processes=processes or processes_of_launch(),
-            tflops=tflops,
-        )
-        print_dry_run(dry, as_json)
+        print_dry_run(resolved, catalog=videos, samples=samples, processes=processes, tflops=tflops, as_json=as_json)
         return
     videos, run = needed(videos, "--videos"), needed(run, "--run")
-    from mvd_offline.cli.common import report_training
     from mvd_offline.pretrain import TEACHER_FILE
     from mvd_offline.pretrain import pretrain as job
 

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvd_offline.cli.common import JsonOption, human_bytes, human_duration, print_json, print_table
+from mvd_offline.cli import videos_cache
+from mvd_offline.cli.common import JsonOption, SetOption, human_bytes, human_duration, print_json, print_table
+from mvd_offline.cli.videos_augmented import AugmentOption, PictureOption, ViewsOption, draw_augmented
 
 if TYPE_CHECKING:
     from mvd_offline.progress import WorkProgress
@@ -75,7 +77,8 @@ def scan(
 ) -> None:
     """Probe every video or image and write the catalog; files that hang or crash a decoder are recorded as such.
 
-    An image is a video of one frame.
+    An image is a video of one frame, taken as it is stored: a camera's rotation mark is not applied, as in MAE. Images
+    in tars, as webdataset writes them (key.jpg with its label in key.cls), are read where they lie.
     """
     from mvd_offline.progress import WorkProgress
     from mvd_offline.video.catalog import Catalog
@@ -147,9 +150,16 @@ def synth(
 def show(
     video: Annotated[str, typer.Argument(help="A file; or with --catalog, a video's path in it.")],
     catalog: Annotated[Path | None, typer.Option("--catalog", help="Show what this catalog knows.")] = None,
+    augment: AugmentOption = None,
+    views: ViewsOption = 8,
+    out: PictureOption = None,
+    overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print one video's facts: read from the file, or from a catalog."""
+    """Print one video's facts, from the file or from a catalog; or draw what fine-tuning makes of it."""
+    if augment:
+        draw_augmented(video, catalog, augment, overrides or [], views, out, as_json)
+        return
     facts = _facts_from_catalog(video, catalog) if catalog else _facts_from_file(Path(video))
     if as_json:
         print_json(facts)
@@ -163,20 +173,16 @@ def show(
     print_table(table)
 
 
+app.command()(videos_cache.cache)
+app.command()(videos_cache.verify)
+
+
 def _facts_from_catalog(video_id: str, path: Path) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from mvd_offline.errors import UsageError
     from mvd_offline.video.catalog import Catalog
 
-    catalog = Catalog.read(path)
-    if video_id not in catalog.by_id:
-        import difflib
-
-        near = difflib.get_close_matches(video_id, catalog.by_id, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"its {len(catalog.videos)} videos are named by path below root"
-        raise UsageError(f"{path} holds no video {video_id}; {hint}")
-    return asdict(catalog.by_id[video_id])
+    return asdict(Catalog.read(path).find(video_id))
 
 
 def _facts_from_file(path: Path) -> dict[str, Any]:

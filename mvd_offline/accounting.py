@@ -1,7 +1,6 @@
-"""Where the hours of a student went: into its teachers, into the extraction of their targets, into its own training.
+"""Where the hours of a run went, measured: its `report.json`.
 
-`report.json` in the run's folder holds them, beside what the same training would have taken with online teachers (the
-accounting of the paper's table 7). Hours are hours of one device, so that runs on any number of devices compare.
+It says who trained it and for how long and, of a distillation, the four figures of `mvd_offline.hours`.
 """
 
 from __future__ import annotations
@@ -15,11 +14,15 @@ from typing import Any, Final
 import torch
 from accelerate import Accelerator
 
-from mvd_offline.local import ExtractionTime, read_local
+from mvd_offline.hours import REPORT_FILE, Hours, estimated, hours_of, measured, unknown
+from mvd_offline.local import FILE, ExtractionTime, read_local
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.atomic import publish_bytes
 
-REPORT_FILE: Final = "report.json"
+__all__ = ["REPORT_FILE", "Launch", "RunReport", "TrainingTime", "begin_launch", "write_distill_report", "write_report"]
+
+PROBE: Final = "probe/"
+"""What the names of a probe's accuracies begin with in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -44,30 +47,18 @@ class TrainingTime:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The hours of a run; what nothing tells is None."""
+    """Who trained a run, and its hours."""
 
     launches: tuple[Launch, ...]
     training: TrainingTime
-    extraction_device_seconds: float | None = None
-    """Measured: of every extraction into the stores that the run read, interrupted ones included; of extractions that
-    filled other columns too, the share that the active teachers took."""
     extraction_devices: tuple[str, ...] = ()
-    teachers_device_seconds: Mapping[str, float | None] | None = None
-    """Measured: of the pretraining of each active teacher, where it is a run of this program on this machine."""
-    online_device_seconds: float | None = None
-    """Estimated for cached targets: the measured training, and the measured time of the active teachers per clip for
-    every clip. Measured for online ones."""
-    online_is_measured: bool = False
-
-    @property
-    def speedup(self) -> float | None:
-        """Online over cached, the extraction included."""
-        if self.online_is_measured or self.online_device_seconds is None or self.extraction_device_seconds is None:
-            return None
-        return self.online_device_seconds / (self.training.device_seconds + self.extraction_device_seconds)
+    hours: Hours | None = None
+    """Of a distillation."""
+    probe: Mapping[str, float] | None = None
+    """The last accuracies of the student's probes, and the step after which they were found; None without probes."""
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "speedup": self.speedup}
+        return {**asdict(self), "hours": self.hours.to_json() if self.hours else None}
 
 
 def begin_launch(run: Path, accelerator: Accelerator) -> None:
@@ -90,20 +81,41 @@ def write_report(run: Path, batch_size: int) -> RunReport:
 def write_distill_report(run: Path, recipe: DistillRecipe, stores: Sequence[Path]) -> RunReport:
     """The report of a distillation from these stores."""
     training = _training_time(run, recipe.optim.batch_size)
+    taken = [one for store in stores for one in read_local(store).extractions.values()]
     cached = recipe.targets == "cached"
-    taken = [one for store in stores for one in read_local(store).extractions.values()] if cached else []
-    online = _online_seconds(recipe, training, taken) if cached else training.device_seconds
     report = RunReport(
         launches=_launches(run),
         training=training,
-        extraction_device_seconds=sum(_active_seconds(recipe, one) for one in taken) if taken else None,
-        extraction_devices=tuple(sorted({one.device for one in taken})),
-        teachers_device_seconds={name: _pretraining_seconds(recipe, name, stores) for name in recipe.active_teachers},
-        online_device_seconds=online,
-        online_is_measured=not cached,
+        extraction_devices=tuple(sorted({one.device for one in taken})) if cached else (),
+        hours=_hours(recipe, stores, training, taken),
+        probe=_last_probe(run),
     )
     _publish(run, report.to_json())
     return report
+
+
+def _hours(
+    recipe: DistillRecipe, stores: Sequence[Path], training: TrainingTime, taken: Sequence[ExtractionTime]
+) -> Hours:
+    """Of the extractions, what these took of every store, interrupted ones included."""
+    mine = measured(training.device_seconds, "this run")
+    if not recipe.active_teachers:
+        nothing = measured(0.0, "no frozen teachers, nothing to extract")
+        return hours_of(recipe, stores, extraction=nothing, cached=mine, online=mine)
+    if recipe.targets == "online":
+        extraction = unknown("targets are online, nothing was extracted; `mvd-offline plan` estimates it")
+        cached = unknown("targets are online; `mvd-offline bench step` times steps of both kinds")
+        return hours_of(recipe, stores, extraction=extraction, cached=cached, online=mine)
+    timed = f"where `mvd-offline extract` runs, it notes its time in the store's {FILE}"
+    extraction = unknown(f"no extraction into the store was timed; {timed}")
+    if taken:
+        seconds = sum(_active_seconds(recipe, one) for one in taken)
+        extraction = measured(seconds, "all extractions into the store, the share of this run's teachers")
+    online = unknown(f"a teacher of this run was never timed on the store; {timed}")
+    if (a_clip := _teacher_seconds_of_a_clip(recipe, taken)) is not None:
+        seconds = training.device_seconds + training.clips * a_clip
+        online = estimated(seconds, "this run, and for each clip what its teachers took in extraction")
+    return hours_of(recipe, stores, extraction=extraction, cached=mine, online=online)
 
 
 def _active_seconds(recipe: DistillRecipe, one: ExtractionTime) -> float:
@@ -113,42 +125,41 @@ def _active_seconds(recipe: DistillRecipe, one: ExtractionTime) -> float:
     return one.seconds * active / every if every else one.seconds
 
 
-def _online_seconds(recipe: DistillRecipe, training: TrainingTime, taken: Sequence[ExtractionTime]) -> float | None:
-    """What the run would have taken with its active teachers beside it; None where one of them was never timed."""
-    if not recipe.active_columns:
-        return None
+def _teacher_seconds_of_a_clip(recipe: DistillRecipe, taken: Sequence[ExtractionTime]) -> float | None:
+    """Of all active teachers; None where one of them was never timed."""
     a_clip = 0.0
     for column in recipe.active_columns.values():
         timed = [one.teachers[column] for one in taken if column in one.teachers]
         if not (clips := sum(one.clips for one in timed)):
             return None
         a_clip += sum(one.seconds for one in timed) / clips
-    return training.device_seconds + training.clips * a_clip
-
-
-def _pretraining_seconds(recipe: DistillRecipe, name: Any, stores: Sequence[Path]) -> float | None:
-    """Of a teacher whose weights lie in the folder of their own run, which has a report."""
-    places = [recipe.teachers[name].weights]
-    places += [path for store in stores if (path := read_local(store).teachers.get(recipe.column(name)))]
-    for place in places:
-        file = Path(place).parent / REPORT_FILE
-        if Path(place).is_file() and file.is_file():
-            training = json.loads(file.read_text(encoding="utf-8")).get("training")
-            # A run that is not at its end has no hours of its own yet.
-            return None if training is None else float(training["device_seconds"])
-    return None
+    return a_clip
 
 
 def _training_time(run: Path, batch_size: int) -> TrainingTime:
     """From the lines of `metrics.jsonl`, each of which says how long a step took since the line before it."""
     launches = _launches(run)
     step, seconds, device_seconds = 0, 0.0, 0.0
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in _records(run):
+        if "step_seconds" not in record["time"]:
+            continue  # of something beside the training
         passed = (record["step"] - step) * record["time"]["step_seconds"]
         processes = next((one.processes for one in reversed(launches) if one.after_step < record["step"]), 1)
         step, seconds, device_seconds = record["step"], seconds + passed, device_seconds + passed * processes
     return TrainingTime(step, step * batch_size, seconds, device_seconds)
+
+
+def _last_probe(run: Path) -> dict[str, float] | None:
+    found = [
+        {"step": record["step"], **{key.removeprefix(PROBE): record[key] for key in record if key.startswith(PROBE)}}
+        for record in _records(run)
+        if any(key.startswith(PROBE) for key in record)
+    ]
+    return found[-1] if found else None
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _launches(run: Path) -> tuple[Launch, ...]:

@@ -25,7 +25,7 @@ def draw_curves(runs: Mapping[str, Path], out: Path) -> Path:
     figure = Figure(figsize=(3.6 * len(runs), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (name, run) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
-        lines = read_metrics(run)
+        lines = [line for line in read_metrics(run) if "loss" in line]  # others are of probes
         for loss in sorted(key for key in lines[0] if key.startswith("loss")):
             axes.plot([line["step"] for line in lines], [line[loss] for line in lines], label=loss)
         axes.set_title(name)

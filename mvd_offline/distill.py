@@ -10,18 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
 from mvd_offline.accounting import begin_launch, write_distill_report
-from mvd_offline.distillation.data import open_followed_data, open_mixed_data, open_store_data
+from mvd_offline.distillation.agreement import from_main
+from mvd_offline.distillation.data import DistillData, open_followed_data, open_mixed_data, open_store_data
 from mvd_offline.distillation.following import Follow, StoppedWaitingError
 from mvd_offline.distillation.mixing import StoreShare
-from mvd_offline.distillation.task import DistillTask
+from mvd_offline.distillation.task import INIT, DistillTask
 from mvd_offline.errors import UsageError
+from mvd_offline.probing.interlude import ProbeInterlude
 from mvd_offline.recipe import DistillRecipe
+from mvd_offline.targets import TargetSource
 from mvd_offline.training.launch import open_accelerator
 from mvd_offline.training.loop import TrainingSummary, check_launch, train
 from mvd_offline.training.run import IDENTITY_FILE, open_run, read_identity
+from mvd_offline.training.state import Checkpoints
 from mvd_offline.training.stopping import StopRequested, StopSignals
 
 
@@ -43,7 +46,7 @@ def distill(
 
     Raises:
         IdentityError: the store's views, teachers, codec or plan differ from the recipe's or the run's; it lists the
-            fields.
+            fields. Or the run has no checkpoint yet, and was to start from other weights than `student.init` has.
         NotSealedError: cached targets from a store that `extract` has not finished, without `follow`.
     """
     accelerator = accelerator or open_accelerator(recipe.training)
@@ -55,7 +58,7 @@ def distill(
         data, source = open_store_data(recipe, shares[0], accelerator.device)
     else:
         data, source = open_mixed_data(recipe, shares, accelerator.device)
-    return _train(recipe, DistillTask(recipe, data, source), shares, run, accelerator)
+    return _train(recipe, data, source, shares, run, accelerator)
 
 
 def _follow(
@@ -69,16 +72,12 @@ def _follow(
         )
     main = accelerator.is_main_process
     samples, data, source = open_followed_data(recipe, shares[0], follow, run, accelerator.device, main=main)
-    # Each process waits by itself, for any time; then all take the first one's number.
     with StopSignals(speak=False) as signals:
         try:
-            found = samples.first_rows()
+            samples.begin()
         except StopRequested:
             raise StoppedWaitingError(run, signals.names) from None
-    (rows,) = broadcast_object_list([found])
-    samples.fix(rows)
-    task = DistillTask(recipe, data, source)
-    return _train(recipe, task, shares, run, accelerator, begin=samples.record)
+    return _train(recipe, data, source, shares, run, accelerator, begin=samples.record)
 
 
 def _check_way(run: Path, follow: Follow | None) -> None:
@@ -97,22 +96,40 @@ def _way(mode: str | None) -> str:
     return f"with --follow {mode}" if mode else "without --follow"
 
 
+def _started_from(run: Path, keep_last: int) -> str | None:
+    """Hash of the weights from which a run with checkpoints was started, and which need not be read again."""
+    begun = (run / IDENTITY_FILE).is_file() and Checkpoints(run, keep_last).exist()
+    return read_identity(run).get(INIT) if begun else None
+
+
 def _train(
     recipe: DistillRecipe,
-    task: DistillTask,
+    data: DistillData,
+    source: TargetSource,
     shares: Sequence[StoreShare],
     run: Path,
     accelerator: Accelerator,
     begin: Callable[[], None] = lambda: None,
 ) -> TrainingSummary:
-    """Begin the run's folder, or go on in it; `begin` is called in it by one process."""
+    """Begin the run's folder, or go on in it; `begin` is called in it by all processes."""
+    started_from = from_main(lambda: _started_from(run, recipe.training.keep_last))
+    task = DistillTask(recipe, data, source, init_sha256=started_from)
     check_launch(task.samples_per_epoch(), recipe.optim, recipe.training, accelerator, recipe.quirks)
+    probe = ProbeInterlude(recipe.probe, recipe, task.student) if recipe.probe else None
     open_run(run, recipe, task.names(), main=accelerator.is_main_process)
+    begin()
     if accelerator.is_main_process:
-        begin()
         begin_launch(run, accelerator)
     accelerator.wait_for_everyone()
-    summary = train(task, recipe.optim, recipe.training, run=run, accelerator=accelerator, quirks=recipe.quirks)
+    summary = train(
+        task,
+        recipe.optim,
+        recipe.training,
+        run=run,
+        accelerator=accelerator,
+        quirks=recipe.quirks,
+        interlude=probe,
+    )
     if accelerator.is_main_process:
         write_distill_report(run, recipe, [share.folder for share in shares])
     return summary

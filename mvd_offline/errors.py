@@ -43,8 +43,15 @@ class TrainingStopped(MvdError):
 
     def __init__(self, run: Path, step: int, steps: int, signals: str) -> None:
         self.run, self.step = run, step
-        why = f"stopped by {signals}" if signals else "stopped, as another process of this launch was asked to"
-        super().__init__(f"{why} after step {step} of {steps}, which {run} holds; run the same command again to go on")
+        super().__init__(
+            f"{stopped_by(signals)} after step {step} of {steps}, which {run} holds; run the same command again to go "
+            "on"
+        )
+
+
+def stopped_by(signals: str) -> str:
+    """Why a process of a launch stops: the signals that it has caught itself, if any."""
+    return f"stopped by {signals}" if signals else "stopped, as another process of this launch was asked to"
 
 
 class PixelMismatchError(MvdError):

@@ -1,12 +1,11 @@
-"""The multi-view test of a fine-tuned run: softmax averaged over segments x crops of each video."""
+"""The multi-view test of fine-tuned runs and of single checkpoints: softmax averaged over segments x crops."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,265 +13,228 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import gather_object
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from accelerate.utils import broadcast_object_list
 
-from mvd_offline.errors import MvdError, UsageError, VideoError
-from mvd_offline.finetune import CLASSES_FILE, CLASSIFIER_FILE
-from mvd_offline.models.inputs import normalize
-from mvd_offline.models.loading import load_classifier
-from mvd_offline.models.saving import write_whole
-from mvd_offline.progress import WorkProgress
-from mvd_offline.recipe import ClipSection, EvaluationSection, load_finetune
-from mvd_offline.training.catalogs import CatalogRows
-from mvd_offline.training.run import RECIPE_FILE
-from mvd_offline.video.augment import multi_crop_views
-from mvd_offline.video.catalog import Video
-from mvd_offline.video.decode import decode
-from mvd_offline.video.sampling import dense_test_indices, uniform_test_indices
-
-RESULT_FILE = "evaluation.json"
-PER_CLASS_FILE = "per_class.csv"
+from mvd_offline.errors import MvdError, UsageError
+from mvd_offline.evaluation.forward import Answers, answer, effective_precision, gather
+from mvd_offline.evaluation.logits import ViewLogits
+from mvd_offline.evaluation.results import Evaluation, Timing, write_result
+from mvd_offline.evaluation.scoring import score
+from mvd_offline.evaluation.splits import Split, SplitsResult
+from mvd_offline.evaluation.subjects import Subject, load_subject
+from mvd_offline.evaluation.videos import EvaluationVideos, Unreadable, Unreadables
+from mvd_offline.evaluation.views import ViewBatches
+from mvd_offline.finetune import CLASSES_FILE, CLASSIFIER_FILE, EMA_FILE
+from mvd_offline.models.checkpoints import weights_sha256
+from mvd_offline.models.classifier import Classifier
+from mvd_offline.recipe import load_finetune
+from mvd_offline.training.run import RECIPE_FILE, read_identity
 
 
-@dataclass(frozen=True)
-class ClassResult:
-    """Videos of one class, and how many of them were right."""
+def subject_of_run(run: Path, overrides: Sequence[str] = (), out: Path | None = None, *, ema: bool = False) -> Subject:
+    """The classifier of a finished run, by its own recipe; results go into its folder.
 
-    label: int
-    name: str
-    videos: int
-    top1: int
-    top5: int
+    Args:
+        ema: the moving average of its weights; results go into a folder `ema` of the run.
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracies are shares of `videos`; each video counts once, whatever the number of processes."""
-
-    top1: float
-    top5: float
-    videos: int
-    segments: int
-    crops: int
-    classes: tuple[ClassResult, ...]
-    skipped: tuple[tuple[str, str], ...] = field(default=())
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    Raises:
+        UsageError: no finished run, or one that kept no average.
+    """
+    if not (run / CLASSIFIER_FILE).is_file():
+        raise UsageError(f"{run} has no {CLASSIFIER_FILE}: give the run folder of `mvd-offline finetune`.")
+    weights, home = (run / EMA_FILE, run / "ema") if ema else (run / CLASSIFIER_FILE, run)
+    if not weights.is_file():
+        raise UsageError(f"{run} has no {EMA_FILE}: its recipe has no ema section. Leave --ema out.")
+    classes = json.loads((run / CLASSES_FILE).read_text(encoding="utf-8"))
+    recipe = load_finetune(run / RECIPE_FILE, overrides)
+    source = read_identity(run)["source"]
+    return Subject(weights, recipe, home if out is None else out, tuple(classes), source)
 
 
 def evaluate(
-    run: Path, *, catalog_path: Path, skip_unreadable: bool = False, accelerator: Accelerator | None = None
+    run: Path,
+    *,
+    catalog_path: Path,
+    unreadables: Unreadables = "error",
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    accelerator: Accelerator | None = None,
 ) -> Evaluation | None:
-    """Test the classifier of a run; writes `evaluation.json` and `per_class.csv` beside it.
+    """Test the classifier of a run, as `evaluate_subject` does; `overrides` are of its recipe."""
+    subject = subject_of_run(run, overrides, out)
+    return evaluate_subject(subject, catalog_path=catalog_path, unreadables=unreadables, accelerator=accelerator)
+
+
+def evaluate_subject(
+    subject: Subject, *, catalog_path: Path, unreadables: Unreadables = "error", accelerator: Accelerator | None = None
+) -> Evaluation | None:
+    """Test a classifier; leaves `evaluation.json`, tables, a picture and all logits in its folder.
 
     Args:
-        skip_unreadable: leave unreadable videos out, and say so; otherwise they are an error.
+        unreadables: what becomes of videos that cannot be read.
 
     Returns:
         the result on the main process, None on others.
 
     Raises:
-        UsageError: no finished run, or classes that differ from the run's.
+        UsageError: a catalog that is none, or whose classes or labels do not fit the classifier's.
+        CheckpointError: weights that do not fit the recipe.
         MvdError: unreadable test videos (the first ten are listed), or an output that is not finite.
     """
-    # A process that is done early waits for the others in the end.
-    patience = InitProcessGroupKwargs(timeout=timedelta(days=1))
-    accelerator = accelerator or Accelerator(kwargs_handlers=[patience])
-    if not (run / CLASSIFIER_FILE).is_file():
-        raise UsageError(f"{run} has no {CLASSIFIER_FILE}: give the run folder of `mvd-offline finetune`.")
-    recipe = load_finetune(run / RECIPE_FILE)
-    rows = CatalogRows(catalog_path)
-    rows.require_labels(recipe.model.classes)
-    _check_classes(run, rows)
-    if rows.left_out and not skip_unreadable:
-        raise _unreadable(rows.left_out)
-
-    batches = ViewBatches(rows.videos, rows.root, recipe.clip, recipe.evaluation)
-    model = load_classifier(run / CLASSIFIER_FILE).to(accelerator.device)
-    found, failed = _probabilities(model, batches, recipe.evaluation.batch_size, recipe.training.workers, accelerator)
-    everything: list[Any] = gather_object([(found, failed)])
-    if not accelerator.is_main_process:
-        return None
-    probabilities = {row: value for part, _ in everything for row, value in part.items()}
-    failures = sorted({row: reason for _, part in everything for row, reason in part.items()}.items())
-    skipped = rows.left_out + [(rows.videos[row].video_id, reason) for row, reason in failures]
-    if skipped and not skip_unreadable:
-        raise _unreadable(skipped)
-    _refuse_non_finite(probabilities, rows.videos, run)
-    if not probabilities:
-        raise UsageError(f"{catalog_path}: none of its videos can be read, so there is nothing to test.")
-    result = score(probabilities, rows.videos, rows.classes, recipe.evaluation, skipped)
-    _write(run, result)
-    return result
+    accelerator = accelerator or _accelerator()
+    videos = _videos(subject, catalog_path, unreadables, accelerator)
+    return _run(_trial(subject, videos, unreadables, accelerator), accelerator)
 
 
-def score(
-    probabilities: Mapping[int, NDArray[np.float64]],
-    videos: Sequence[Video],
-    names: Sequence[str],
-    section: EvaluationSection,
-    skipped: Sequence[tuple[str, str]] = (),
-) -> Evaluation:
-    """Accuracies from each video's mean probabilities (classes,), by row of `videos`."""
-    totals: dict[int, list[int]] = {}
-    for row in sorted(probabilities):
-        label = videos[row].label
-        # Ties go to the lower class, so that the result does not depend on the sort.
-        ranked = np.argsort(-probabilities[row], kind="stable")[:5]
-        counts = totals.setdefault(label, [0, 0, 0])
-        counts[0] += 1
-        counts[1] += int(ranked[0] == label)
-        counts[2] += int(label in ranked)
-    classes = tuple(
-        ClassResult(label, names[label] if names else str(label), *totals[label]) for label in sorted(totals)
-    )
-    count = len(probabilities)
-    return Evaluation(
-        top1=sum(c.top1 for c in classes) / count,
-        top5=sum(c.top5 for c in classes) / count,
-        videos=count,
-        segments=section.segments,
-        crops=section.crops,
-        classes=classes,
-        skipped=tuple(skipped),
-    )
+def evaluate_splits(
+    subjects: Sequence[Subject],
+    *,
+    catalog_paths: Sequence[Path],
+    unreadables: Unreadables = "error",
+    accelerator: Accelerator | None = None,
+) -> SplitsResult | None:
+    """Test one run a split, each on its own test videos; a result that is there already, of equal settings, is read.
+
+    Returns:
+        the results and their mean on the main process, None on others.
+
+    Raises:
+        UsageError: not as many catalogs as runs, or one folder twice; and all that `evaluate_subject` raises.
+    """
+    folders = [subject.out.resolve() for subject in subjects]
+    if len(catalog_paths) != len(subjects) or len(set(folders)) < len(folders):
+        raise UsageError(
+            f"{len(subjects)} runs and {len(catalog_paths)} catalogs: give each run once, and as many --videos, in the "
+            "same order: the test videos of its split."
+        )
+    accelerator = accelerator or _accelerator()
+    # All lists are looked at before the first model is loaded.
+    pairs = zip(subjects, catalog_paths, strict=True)
+    found = [_videos(subject, path, unreadables, accelerator) for subject, path in pairs]
+    splits = []
+    for subject, videos in zip(subjects, found, strict=True):
+        trial = _trial(subject, videos, unreadables, accelerator)
+        known = _known_result(trial, accelerator)
+        result = known or _run(trial, accelerator)
+        if result is not None:
+            splits.append(Split(str(subject.out), result, read=known is not None))
+    return SplitsResult.of(splits) if accelerator.is_main_process else None
 
 
-# ---- views -------------------------------------------------------------------------------------------------------
+# ---- one test ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class ViewBatch:
-    """Every view of some videos: `clips` uint8 (rows x views, T, S, S, 3), video by video, clip by clip, crop by crop.
+class _Trial:
+    """All that a test needs, checked. `settings`: what its result depends on."""
 
-    `failed` has the reasons of the videos that could not be read, by row; they have no clips.
-    """
+    subject: Subject
+    videos: EvaluationVideos
+    unreadables: Unreadables
+    model: Classifier
+    settings: dict[str, Any]
 
-    rows: tuple[int, ...]
-    clips: Tensor | None
-    failed: dict[int, str]
+
+def _accelerator() -> Accelerator:
+    # A process that is done early waits for the others in the end.
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
 
 
-class ViewBatches(Dataset[ViewBatch]):
-    """Item i is a batch of whole videos: a function of catalog and recipe alone, so that every launch runs the same.
-
-    A batch holds as many videos as have at most `batch_size` views together, and at least one.
-    """
-
-    def __init__(self, videos: Sequence[Video], root: Path, clip: ClipSection, section: EvaluationSection) -> None:
-        self._videos, self._root, self._clip, self._section = videos, root, clip, section
-        self._per_batch = max(1, section.batch_size // (section.segments * section.crops))
-
-    def __len__(self) -> int:
-        return -(-len(self._videos) // self._per_batch)
-
-    def __getitem__(self, item: int) -> ViewBatch:
-        clips: dict[int, NDArray[np.uint8]] = {}
-        failed: dict[int, str] = {}
-        first = item * self._per_batch
-        for row in range(first, min(first + self._per_batch, len(self._videos))):
-            try:
-                clips[row] = self.views(row)
-            except VideoError as error:
-                failed[row] = error.reason
-        stacked = torch.from_numpy(np.concatenate(list(clips.values()))) if clips else None
-        return ViewBatch(tuple(clips), stacked, failed)
-
-    def views(self, row: int) -> NDArray[np.uint8]:
-        """All views of one video, uint8 (segments x crops, T, S, S, 3), from one decode of the frames they need."""
-        video, clip, section = self._videos[row], self._clip, self._section
-        segments = [_test_indices(video.frames, k, clip, section) for k in range(section.segments)]
-        wanted = sorted({index for indices in segments for index in indices})
-        frames = decode(self._root / video.path, wanted, reader=video.reader).frames
-        if frames.shape[1:3] != (video.height, video.width):
-            raise VideoError(
-                video.path,
-                f"frames are {frames.shape[2]} x {frames.shape[1]} pixels, and {video.width} x {video.height} when it "
-                "was scanned: the file changed since; scan the videos again",
+def _videos(subject: Subject, catalog: Path, unreadables: Unreadables, accelerator: Accelerator) -> EvaluationVideos:
+    """All that can be found out about the test before a model is loaded."""
+    videos = EvaluationVideos(catalog, subject.recipe.model.classes, accelerator)
+    for trained, listed in zip(subject.classes, videos.classes, strict=False):
+        if trained != listed:
+            raise UsageError(
+                f"the classes of {catalog} are not those that {subject.weights} was trained on: {listed!r} stands "
+                f"where the training had {trained!r}. Scan the test videos with the same list of classes."
             )
-        crops = multi_crop_views(frames, clip.image_size, section.crops)
-        places = [np.searchsorted(wanted, indices) for indices in segments]
-        return np.concatenate([crops[:, place] for place in places])
+    videos.check(videos.unreadable, unreadables)
+    return videos
 
 
-def _test_indices(frames: int, segment: int, clip: ClipSection, section: EvaluationSection) -> tuple[int, ...]:
-    if clip.sampling == "dense":
-        return dense_test_indices(frames, segment, section.segments, clip.frames, clip.stride)
-    return uniform_test_indices(frames, segment, section.segments, clip.frames)
+def _trial(subject: Subject, videos: EvaluationVideos, unreadables: Unreadables, accelerator: Accelerator) -> _Trial:
+    recipe, model = subject.recipe, load_subject(subject)
+    settings = {
+        "weights": weights_sha256(model.state_dict().items()),
+        "videos": videos.source,
+        "clip": recipe.clip.model_dump(mode="json"),
+        "segments": recipe.evaluation.segments,
+        "crops": recipe.evaluation.crops,
+        "positions": model.positions,
+        "precision": effective_precision(recipe.training, accelerator.device),
+        "tf32": recipe.training.tf32,
+    }
+    return _Trial(subject, videos, unreadables, model, settings)
 
 
-def _probabilities(
-    model: nn.Module, batches: ViewBatches, size: int, workers: int, accelerator: Accelerator
-) -> tuple[dict[int, NDArray[np.float64]], dict[int, str]]:
-    """Mean softmax (float64) over the views of each video of this process, and the reasons of those that failed.
+def _run(trial: _Trial, accelerator: Accelerator) -> Evaluation | None:
+    recipe, videos = trial.subject.recipe, trial.videos
+    began = time.perf_counter()
+    torch.set_float32_matmul_precision("high" if recipe.training.tf32 else "highest")
+    batches = ViewBatches(videos.videos, videos.root, recipe.clip, recipe.evaluation)
+    model = trial.model.to(accelerator.device)
+    answers = gather(answer(model, batches, recipe.evaluation.batch_size, recipe.training, accelerator), accelerator)
+    if answers is None:
+        return None
+    seconds = time.perf_counter() - began
+    failed = [(videos.videos[row], reason) for row, reason in answers.failed.items()]
+    unreadable = [*videos.unreadable, *(Unreadable(video.video_id, video.label, reason) for video, reason in failed)]
+    unreadable.sort(key=lambda video: video.video_id)
+    videos.check(unreadable, trial.unreadables)
+    logits = _logits(trial, answers, unreadable if trial.unreadables == "wrong" else [])
+    predictions = logits.predictions()
+    result = Evaluation(
+        **vars(score(predictions)),
+        segments=recipe.evaluation.segments,
+        crops=recipe.evaluation.crops,
+        unreadables=trial.unreadables,
+        unreadable=tuple(unreadable),
+        on_training_videos=videos.readable_source == trial.subject.trained_on,
+        settings=trial.settings,
+        timing=Timing(
+            seconds=seconds,
+            decode_wait_share=answers.waited / answers.seconds,
+            videos_per_second=len(answers.logits) / seconds,
+            processes=accelerator.num_processes,
+        ),
+    )
+    write_result(trial.subject.out, result, logits, predictions)
+    return result
 
-    Args:
-        size: most clips of one forward pass.
+
+def _logits(trial: _Trial, answers: Answers, wrong: Sequence[Unreadable]) -> ViewLogits:
+    """The answers in the order of the videos, whoever gave them.
+
+    Raises:
+        MvdError: one that is not finite.
     """
-    means: dict[int, NDArray[np.float64]] = {}
-    failed: dict[int, str] = {}
-    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
-    loader = DataLoader(batches, sampler=mine, batch_size=None, num_workers=workers, collate_fn=_as_is)
-    with WorkProgress("evaluate", len(mine), unit="batches", enabled=accelerator.is_main_process) as progress:
-        for done, batch in enumerate(loader, start=1):
-            failed |= batch.failed
-            if batch.clips is not None:
-                with torch.inference_mode():
-                    parts = [model(normalize(clips.to(accelerator.device))) for clips in batch.clips.split(size)]
-                softmax = torch.softmax(torch.cat(parts).double(), dim=1).view(len(batch.rows), -1, parts[0].shape[1])
-                means |= dict(zip(batch.rows, softmax.mean(dim=1).cpu().numpy(), strict=True))
-            progress.reach(done, f"{len(means)} videos")
-    return means, failed
-
-
-def _as_is(item: Any) -> Any:
-    return item
-
-
-# ---- checks, files -----------------------------------------------------------------------------------------------
-
-
-def _check_classes(run: Path, rows: CatalogRows) -> None:
-    trained = json.loads((run / CLASSES_FILE).read_text(encoding="utf-8"))
-    if trained and rows.classes and list(rows.classes) != trained:
-        first = next(
-            (pair for pair in zip(trained, rows.classes, strict=False) if pair[0] != pair[1]), (trained, rows.classes)
-        )
-        raise UsageError(
-            f"the classes of this catalog are not those that {run} was trained on: {first[1]!r} stands where the run "
-            f"has {first[0]!r}. Scan the test videos with the same list of classes."
-        )
-
-
-def _refuse_non_finite(probabilities: Mapping[int, NDArray[np.float64]], videos: Sequence[Video], run: Path) -> None:
-    bad = [videos[row].video_id for row, values in probabilities.items() if not np.isfinite(values).all()]
-    if bad:
+    subject, rows = trial.subject, sorted(answers.logits)
+    section, classes = subject.recipe.evaluation, subject.recipe.model.classes
+    logits = np.stack([answers.logits[row] for row in rows])
+    tested = [trial.videos.videos[row] for row in rows]
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=(1, 2)))
+    if len(bad):
         raise MvdError(
-            f"the classifier's output is not finite for {len(bad)} of {len(probabilities)} test videos, such as "
-            f"{bad[0]}; so are the weights, or the training diverged: look at {run / 'metrics.jsonl'}."
+            f"the output of {subject.weights} is not finite for {len(bad)} of {len(rows)} test videos, such as "
+            f"{tested[bad[0]].video_id}: its training diverged (see the run's metrics.jsonl), or half precision "
+            "overflows, which --set training.precision=no would show."
         )
-
-
-def _unreadable(failures: Sequence[tuple[str, str]]) -> MvdError:
-    listed = "; ".join(f"{video}: {reason}" for video, reason in failures[:10])
-    more = f"; and {len(failures) - 10} more" if len(failures) > 10 else ""
-    count = f"{len(failures)} test video{'s' if len(failures) > 1 else ''}"
-    return MvdError(
-        f"{count} cannot be read ({listed}{more}). A test that leaves videos out is another test: repair them, or say "
-        "--skip-unreadable to leave them out knowingly."
+    return ViewLogits(
+        video_ids=tuple(video.video_id for video in tested),
+        labels=np.array([video.label for video in tested], np.int64),
+        logits=logits.reshape(len(rows), section.segments, section.crops, classes),
+        wrong=tuple(wrong),
+        names=trial.videos.classes or subject.classes,
+        settings=trial.settings,
     )
 
 
-def _write(run: Path, result: Evaluation) -> None:
-    write_whole(run / RESULT_FILE, (json.dumps(result.to_json(), indent=2) + "\n").encode())
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["label", "name", "videos", "top1", "top5", "top1_accuracy", "top5_accuracy"])
-    for row in result.classes:
-        shares = [f"{right / row.videos:.4f}" for right in (row.top1, row.top5)]
-        writer.writerow([row.label, row.name, row.videos, row.top1, row.top5, *shares])
-    write_whole(run / PER_CLASS_FILE, table.getvalue().encode())
+def _known_result(trial: _Trial, accelerator: Accelerator) -> Evaluation | None:
+    """The result that is there already, if it is of these settings: on every process, as the main one finds it."""
+    found: list[Evaluation | None] = [None]
+    if accelerator.is_main_process and (known := Evaluation.read(trial.subject.out)):
+        same = known.settings == trial.settings and (known.unreadables == trial.unreadables or not known.unreadable)
+        found = [known if same else None]
+    broadcast_object_list(found)
+    return found[0]

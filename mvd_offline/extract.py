@@ -169,6 +169,7 @@ def find_column_teacher(store: Store, name: str, paths: Mapping[str, str]) -> tu
         tubelet_size=source["tubelet"],
         precision=source["precision"],
     )
+    teacher.pooled = "pooling" in source
     return teacher, all_differences(teacher.identity(), source)
 
 

@@ -3,41 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-import numpy as np
-import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mvd_offline.accounting import begin_launch, write_report
-from mvd_offline.models.checkpoints import weights_sha256
-from mvd_offline.models.classifier import Classifier, build_classifier
-from mvd_offline.models.inputs import normalize
-from mvd_offline.models.loading import start_finetuning
-from mvd_offline.models.saving import save_model
-from mvd_offline.randomness import KeyedStream
-from mvd_offline.recipe import AugmentSection, ClipSection, FinetuneRecipe, dump_recipe
-from mvd_offline.training.averages import Average
-from mvd_offline.training.catalogs import CatalogRows, say_left_out
+from mvd_offline.errors import UsageError
+from mvd_offline.finetuning.task import CLASSIFIER_FILE, EMA_FILE, SCRATCH, FinetuneTask
+from mvd_offline.recipe import FinetuneRecipe
+from mvd_offline.training.catalogs import CatalogRows, require_files, say_left_out
 from mvd_offline.training.launch import open_accelerator
-from mvd_offline.training.loop import Batch, TrainingSummary, check_launch, train
-from mvd_offline.training.optim import parameter_groups
-from mvd_offline.training.order import BatchRequest
-from mvd_offline.training.run import open_run
-from mvd_offline.training.state import RunIdentity
-from mvd_offline.video.augment import clip_view
-from mvd_offline.video.catalog import Video
-from mvd_offline.video.crops import draw_flip, random_resized_crop_box
-from mvd_offline.video.render import render
-from mvd_offline.video.sampling import dense_train_indices, uniform_train_indices
+from mvd_offline.training.loop import TrainingSummary, check_launch, train
+from mvd_offline.training.order import BatchShape
+from mvd_offline.training.run import IDENTITY_FILE, open_run, read_identity
+from mvd_offline.training.state import Checkpoints
 
-CLASSIFIER_FILE = "classifier.safetensors"
-CLASSES_FILE = "classes.json"
+__all__ = ["CLASSES_FILE", "CLASSIFIER_FILE", "EMA_FILE", "finetune"]
+
+CLASSES_FILE: Final = "classes.json"
+_MIXED_TOGETHER = "mixed_together"
 
 
 def finetune(
@@ -51,19 +36,24 @@ def finetune(
     """Train the recipe's classifier on labelled videos; goes on if `run` holds a started run.
 
     Args:
-        init: a student, VideoMAE or fine-tuned checkpoint; None starts from scratch.
+        init: a student, VideoMAE or fine-tuned checkpoint; None starts from scratch. It may be gone once the run has a
+            checkpoint of its own.
 
     Raises:
-        UsageError: labels that do not fit `model.classes`.
+        UsageError: labels that do not fit `model.classes`, videos that are gone, micro-batches that cannot be mixed as
+            before or at all.
         CheckpointError: no such file as `init`, or a checkpoint of another size.
         IdentityError: the run was started on other videos, labels or weights.
     """
     accelerator = accelerator or open_accelerator(recipe.training)
     rows = CatalogRows(catalog_path)
-    check_launch(len(rows.videos), recipe.optim, recipe.training, accelerator)
+    shape, _ = check_launch(len(rows.videos), recipe.optim, recipe.training, accelerator)
     rows.require_labels(recipe.model.classes)
-    task = FinetuneTask(recipe, rows, init)
-    open_run(run, recipe, {"source": rows.source, "init": task.start}, main=accelerator.is_main_process)
+    mixed = _mixed_together(recipe, shape, run)
+    require_files(rows, catalog_path, accelerator)
+    begun = _begun_from(run, init, recipe.training.keep_last)
+    task = FinetuneTask(recipe, rows, run / CLASSIFIER_FILE, start=begun) if begun else FinetuneTask(recipe, rows, init)
+    open_run(run, recipe, {"source": rows.source, "init": task.start, **mixed}, main=accelerator.is_main_process)
     if accelerator.is_main_process:
         say_left_out(rows)
         (run / CLASSES_FILE).write_text(json.dumps(list(rows.classes), indent=2) + "\n", encoding="utf-8")
@@ -75,101 +65,34 @@ def finetune(
     return summary
 
 
-@dataclass
-class FinetuneReader:
-    """Decodes and augments: one draw of frames, crop and flip for a clip, keyed by (seed, epoch, video)."""
-
-    videos: tuple[Video, ...]
-    root: Path
-    clip: ClipSection
-    augment: AugmentSection
-    seed: int
-    drop_path_sites: int
-    dropout_sites: int
-    """Features before the head; 0 without dropout."""
-
-    def __call__(self, request: BatchRequest) -> Batch:
-        videos = [self.videos[row] for row in request.rows]
-        batch = {
-            "clips": torch.from_numpy(np.stack([self._clip(video, request.epoch) for video in videos])),
-            "labels": torch.tensor([video.label for video in videos]),
-            "drop_path": self._noise("drop_path", request.epoch, videos, self.drop_path_sites),
-        }
-        if self.dropout_sites:
-            batch["dropout"] = self._noise("dropout", request.epoch, videos, self.dropout_sites)
-        return batch
-
-    def _noise(self, use: str, epoch: int, videos: Sequence[Video], sites: int) -> Tensor:
-        draws = [KeyedStream(use, self.seed, epoch, video.video_id).uniforms(sites) for video in videos]
-        return torch.from_numpy(np.stack(draws).astype(np.float32))
-
-    def _clip(self, video: Video, epoch: int) -> NDArray[np.uint8]:
-        stream = KeyedStream("augment", self.seed, epoch, video.video_id)
-        if self.clip.sampling == "dense":
-            indices = dense_train_indices(video.frames, stream, self.clip.frames, self.clip.stride)
-        else:
-            indices = uniform_train_indices(video.frames, stream, self.clip.frames)
-        box = random_resized_crop_box(video.width, video.height, stream, self.augment.area, self.augment.aspect)
-        view = clip_view(video, indices, box, flip=draw_flip(self.augment.flip, stream), group=epoch)
-        return render(view, self.root, self.clip.image_size, resample="bilinear").pixels
+def _begun_from(run: Path, init: Path | None, keep_last: int) -> str | None:
+    """`FinetuneTask.start` of a run with checkpoints whose `init` is gone; the run's classifier stands in for it."""
+    if init is None or init.exists() or not (run / IDENTITY_FILE).is_file() or not Checkpoints(run, keep_last).exist():
+        return None
+    start = read_identity(run).get("init")
+    return None if start == SCRATCH else start
 
 
-class FinetuneTask:
-    """Classification for the shared loop.
+def _mixed_together(recipe: FinetuneRecipe, shape: BatchShape, run: Path) -> dict[str, str]:
+    """What names the micro-batches of a run that mixes them: other ones are another training.
 
-    Attributes:
-        start: `scratch`, or the hash of the encoder's weights that the run starts from.
+    Raises:
+        UsageError: the run was started with other ones, or they hold nothing to mix.
     """
-
-    def __init__(self, recipe: FinetuneRecipe, rows: CatalogRows, init: Path | None) -> None:
-        self.title = "finetune"
-        self._recipe, self._rows = recipe, rows
-        seed = recipe.training.seed
-        self.identity = RunIdentity(rows.source, seed, recipe.optim.batch_size)
-        torch.manual_seed(KeyedStream("init", seed).torch_seed())
-        self.classifier: Classifier = (
-            build_classifier(recipe.model, recipe.clip)
-            if init is None
-            else start_finetuning(init, recipe.model, recipe.clip)[0]
+    if recipe.mixing is None:
+        return {}
+    views = shape.micro * recipe.augment.repeats
+    if views < 2:
+        raise UsageError(
+            "mixing needs two views in a micro-batch, and this launch has one: --set optim.micro_batch_size=2 or more "
+            "(with fewer processes where a process has one video of a batch), augment.repeats=2, or mixing=null."
         )
-        self.model: nn.Module = self.classifier
-        self.start = "scratch" if init is None else _encoder_sha256(self.classifier)
-        self.averages: Mapping[str, Average] = {}
-        self.may_wait = False
-        self.reader: Callable[[BatchRequest], Batch] = FinetuneReader(
-            videos=rows.videos,
-            root=rows.root,
-            clip=recipe.clip,
-            augment=recipe.augment,
-            seed=seed,
-            drop_path_sites=self.classifier.drop_path_sites,
-            dropout_sites=self.classifier.arch.width if recipe.model.head_dropout else 0,
+    started = read_identity(run).get(_MIXED_TOGETHER) if (run / IDENTITY_FILE).is_file() else None
+    if started is not None and int(started) != shape.micro:
+        raise UsageError(
+            f"{run} was started with micro-batches of {started} videos, whose views mixup and CutMix mix with each "
+            f"other, and this launch has micro-batches of {shape.micro}. --set optim.micro_batch_size={started}, with "
+            f"as many processes as leave each of them at least {started} videos of a batch of "
+            f"{recipe.optim.batch_size}, or give another folder as --run."
         )
-
-    def groups(self) -> list[dict[str, object]]:
-        return parameter_groups(
-            self.model.named_parameters(),
-            weight_decay=self._recipe.optim.weight_decay,
-            layer_decay=self._recipe.optim.layer_decay,
-            depth=self.classifier.arch.depth,
-        )
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        return self._rows.order(self._recipe.training.seed, epoch)
-
-    def samples_per_epoch(self) -> int:
-        return len(self._rows.videos)
-
-    def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        logits: Tensor = model(normalize(batch["clips"]), batch["drop_path"], batch.get("dropout"))
-        loss = F.cross_entropy(logits.float(), batch["labels"], label_smoothing=self._recipe.label_smoothing)
-        accuracy = (logits.detach().argmax(dim=1) == batch["labels"]).float().mean()
-        return {"loss": loss, "accuracy": accuracy}
-
-    def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        save_model(folder / CLASSIFIER_FILE, self.classifier, recipe=dump_recipe(self._recipe), state=state)
-
-
-def _encoder_sha256(classifier: Classifier) -> str:
-    encoder = classifier.state_dict().items()
-    return weights_sha256((name, tensor) for name, tensor in encoder if not name.startswith(("fc_norm.", "head.")))
+    return {_MIXED_TOGETHER: str(shape.micro)}

@@ -27,9 +27,15 @@ class TokenGrid:
     def of_clip(cls, *, frames: int, image_size: int, tubelet_size: int, patch_size: int) -> TokenGrid:
         """Grid of a square clip; sizes in frames and pixels must divide evenly."""
         if frames % tubelet_size:
-            raise UsageError(f"frames ({frames}) is not a multiple of tubelet_size ({tubelet_size})")
+            raise UsageError(
+                f"frames ({frames}) is not a multiple of tubelet_size ({tubelet_size}); "
+                f"choose {_multiples_beside(frames, tubelet_size)} frames, or another tubelet_size"
+            )
         if image_size % patch_size:
-            raise UsageError(f"image_size ({image_size}) is not a multiple of patch_size ({patch_size})")
+            raise UsageError(
+                f"image_size ({image_size}) is not a multiple of patch_size ({patch_size}); "
+                f"choose {_multiples_beside(image_size, patch_size)} pixels, or another patch_size"
+            )
         side = image_size // patch_size
         return cls(frames // tubelet_size, side, side)
 
@@ -43,3 +49,13 @@ class TokenGrid:
 
     def __str__(self) -> str:
         return f"{self.t} x {self.h} x {self.w}"
+
+
+def _multiples_beside(value: int, divisor: int) -> str:
+    """The multiples around a value.
+
+    >>> _multiples_beside(100, 16)
+    '96 or 112'
+    """
+    below = value // divisor * divisor
+    return f"{below} or {below + divisor}" if below else str(divisor)

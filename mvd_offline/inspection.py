@@ -97,7 +97,7 @@ def _features(store: Store, column: str, view_id: int) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class TeacherPicture:
-    """What one teacher made of a view; `colours` is None where it has no target."""
+    """What one teacher made of a view; `colours` is None where it has no target, or not one a token."""
 
     status: str
     detail: str
@@ -180,6 +180,8 @@ def _teacher_picture(store: Store, name: str, view_id: int, grid: TokenGrid) -> 
     if record is None or record.status != "ok":
         status, detail = ("pending", "") if record is None else (record.status, record.detail)
         return TeacherPicture(status, detail, spec.width, spec.codec)
+    if spec.tokens != grid.num_tokens:
+        return TeacherPicture(record.status, "a mean over tokens has no picture", spec.width, spec.codec)
     features = _features(store, name, view_id)
     colours, shares = principal_colours(features, grid)
     norms = np.linalg.norm(features, axis=1)

@@ -11,9 +11,10 @@ from typing import Any
 from mvd_offline.costs.models import distill_step, momentum_flops
 from mvd_offline.costs.teachers import teacher_cost
 from mvd_offline.errors import UsageError
+from mvd_offline.hours import Hours, estimated, hours_of
 from mvd_offline.local import absolute_weights, update_local
 from mvd_offline.models.teachers import Teacher, teacher_for
-from mvd_offline.recipe import DistillRecipe, TeacherName
+from mvd_offline.recipe import DistillRecipe, StoreSection, TeacherName, ViewSection
 from mvd_offline.shards.codecs import CODECS, get_codec
 from mvd_offline.shards.schema import ColumnSpec, StoreHeader
 from mvd_offline.shards.store import Store, create_store
@@ -34,15 +35,13 @@ class Estimate:
     bytes_by_codec: dict[str, int]
     codec: str
     sustained_tflops: float
-    extraction_gpu_hours: float
-    online_gpu_hours: float
-    cached_gpu_hours: float
+    hours: Hours
     clips_per_second: float
     read_megabytes_per_second: float
     break_even_epoch: float
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "hours": self.hours.to_json()}
 
 
 def plan_store(recipe: DistillRecipe, *, catalog_path: Path, store_dir: Path) -> Store:
@@ -59,23 +58,40 @@ def plan_store(recipe: DistillRecipe, *, catalog_path: Path, store_dir: Path) ->
         raise UsageError(
             f"{catalog_path} has no readable video among {len(catalog.videos)}; see `mvd-offline videos scan`."
         )
-    plan = Plan.from_catalog(catalog, recipe.view, recipe.store.rows_per_shard)
-    columns = {
-        recipe.column(name): column_of(recipe, name, teacher_for(section, recipe.view, name))
-        for name, section in recipe.teachers.items()
-    }
-    grid = recipe.view.grid
+    columns = [
+        column_of(recipe, name, teacher_for(section, recipe.view, name)) for name, section in recipe.teachers.items()
+    ]
+    weights = {recipe.column(name): absolute_weights(section.weights) for name, section in recipe.teachers.items()}
+    return make_store(store_dir, catalog, recipe.view, recipe.store, columns, weights)
+
+
+def make_store(
+    store_dir: Path,
+    catalog: Catalog,
+    view: ViewSection,
+    section: StoreSection,
+    columns: Sequence[ColumnSpec],
+    weights: Mapping[str, str],
+) -> Store:
+    """Draw the views of a catalog, and create their store (or find the same one, and add the columns it lacks).
+
+    Args:
+        weights: of each column's teacher: where `extract` finds them on this machine.
+
+    Raises:
+        IdentityError: `store_dir` holds another store; names the field.
+    """
+    plan, grid = Plan.from_catalog(catalog, view, section.rows_per_shard), view.grid
     header = StoreHeader(
         plan_sha256=plan.sha256,
         rows=plan.rows,
-        rows_per_shard=recipe.store.rows_per_shard,
-        batch_rows=recipe.store.batch_rows,
+        rows_per_shard=section.rows_per_shard,
+        batch_rows=section.batch_rows,
         grid=(grid.t, grid.h, grid.w),
-        view=recipe.view.model_dump(mode="json"),
-        columns=columns,
+        view=view.model_dump(mode="json"),
+        columns={column.name: column for column in columns},
     )
     store = create_store(store_dir, header, plan.to_bytes())
-    weights = {recipe.column(name): absolute_weights(section.weights) for name, section in recipe.teachers.items()}
     update_local(
         store_dir, lambda local: replace(local, videos_root=catalog.root, teachers={**local.teachers, **weights})
     )
@@ -106,7 +122,7 @@ def estimate(recipe: DistillRecipe, store: Store, sustained_tflops: float = 100.
     student = student_flops(recipe, {name: columns[name].width for name in recipe.active_teachers})
     epochs = recipe.optim.stop_after_epochs or recipe.optim.epochs
     clips_per_epoch, clips_per_second = good / recipe.view.groups, rate / student
-    extraction = good * sum(costs.values())
+    extraction, how = good * sum(costs.values()), f"at {sustained_tflops:g} TFLOP/s"
     return Estimate(
         videos=plan.videos,
         rows=len(plan),
@@ -117,9 +133,13 @@ def estimate(recipe: DistillRecipe, store: Store, sustained_tflops: float = 100.
         bytes_by_codec={name: good * _row_bytes(name, list(columns.values())) for name in CODECS},
         codec=recipe.store.codec,
         sustained_tflops=sustained_tflops,
-        extraction_gpu_hours=extraction / rate / 3600,
-        online_gpu_hours=epochs * clips_per_epoch * (active + student) / rate / 3600,
-        cached_gpu_hours=(extraction + epochs * clips_per_epoch * student) / rate / 3600,
+        hours=hours_of(
+            recipe,
+            [store.root],
+            extraction=estimated(extraction / rate, how),
+            cached=estimated(epochs * clips_per_epoch * student / rate, how),
+            online=estimated(epochs * clips_per_epoch * (active + student) / rate, how),
+        ),
         clips_per_second=clips_per_second,
         read_megabytes_per_second=clips_per_second
         * _row_bytes(recipe.store.codec, [columns[name] for name in recipe.active_teachers])

@@ -8,6 +8,7 @@ arithmetic on top, because numpy's `Generator` methods may change between versio
 from __future__ import annotations
 
 import hashlib
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,17 @@ class KeyedStream:
     def uniforms(self, n: int) -> NDArray[np.float64]:
         """`n` uniform doubles in [0, 1): the same as `n` calls of `uniform`."""
         return ((self._bits.random_raw(n) >> np.uint64(11)) * 2.0**-53).astype(np.float64)
+
+    def normal(self, mean: float = 0.0, std: float = 1.0) -> float:
+        """A double from a normal distribution, by inversion."""
+        return mean + std * NormalDist().inv_cdf(max(self.uniform(), 2.0**-54))
+
+    def beta(self, a: float, b: float) -> float:
+        """A double from a beta distribution, by Joehnk's rejection: quick for parameters of up to 2 or so."""
+        while True:
+            x, y = self.uniform() ** (1.0 / a), self.uniform() ** (1.0 / b)
+            if 0.0 < x + y <= 1.0:
+                return x / (x + y)
 
     def permutation(self, n: int) -> NDArray[np.int64]:
         """A uniform permutation of 0..n-1: the order of n random 64-bit keys."""

@@ -127,7 +127,7 @@ class _Teachers:
                     f"with --teacher {name}=PATH."
                 )
                 continue
-            fits = (teacher.grid.num_tokens, teacher.width) == (spec.tokens, spec.width)
+            fits = (teacher.tokens, teacher.width) == (spec.tokens, spec.width)
             if differences:
                 self._others.add(name)
                 rest = "" if fits else ", and nothing was compared"

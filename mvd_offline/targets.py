@@ -41,7 +41,10 @@ class TargetReader(Protocol):
 class TargetSource(Protocol):
     """Targets of a distillation run."""
 
-    reader: TargetReader
+    @property
+    def reader(self) -> TargetReader:
+        """What loader processes read."""
+
     widths: dict[TeacherName, int]
 
     def targets(
@@ -67,19 +70,33 @@ class CachedReader:
         return (student_size,)
 
     def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
-        return {name: self._read(column, view_ids, tokens) for name, column in self._columns.items()}
+        batch, arrays = self.memory(len(view_ids), tokens)
+        self.fill(arrays, view_ids, tokens)
+        return batch
 
-    def _read(self, column: str, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> Tensor:
+    def memory(
+        self, rows: int, tokens: NDArray[np.int64] | None
+    ) -> tuple[dict[str, Tensor], dict[TeacherName, NDArray[Any]]]:
+        """A micro-batch of so many rows, and the arrays over its memory, which `fill` fills."""
+        made = {name: self._memory(column, rows, tokens) for name, column in self._columns.items()}
+        return {name: batch for name, (batch, _) in made.items()}, {name: array for name, (_, array) in made.items()}
+
+    def fill(
+        self, arrays: Mapping[TeacherName, NDArray[Any]], view_ids: Sequence[int], tokens: NDArray[np.int64] | None
+    ) -> None:
+        """Read views into the arrays, of as many rows."""
+        for name, column in self._columns.items():
+            if tokens is None:
+                self._store.read_coded(column, view_ids, out=arrays[name])
+            else:
+                self._store.read_tokens(column, view_ids, tokens, out=arrays[name])
+
+    def _memory(self, column: str, rows: int, tokens: NDArray[np.int64] | None) -> tuple[Tensor, NDArray[Any]]:
         spec = self._store.header.columns[column]
         codec = get_codec(spec.codec)
         values = codec.shape(spec.tokens, spec.width)[1]
         count = spec.tokens if tokens is None else tokens.shape[1]
-        batch, array = batch_memory((len(view_ids), count + codec.extra_rows, values), codec.dtype)
-        if tokens is None:
-            self._store.read_coded(column, view_ids, out=array)
-        else:
-            self._store.read_tokens(column, view_ids, tokens, out=array)
-        return batch
+        return batch_memory((rows, count + codec.extra_rows, values), codec.dtype)
 
 
 class CachedTargets:
@@ -93,7 +110,7 @@ class CachedTargets:
                 f"{', '.join(store.columns)}; add the missing ones with `mvd-offline extract {store.root} "
                 f"--teacher {missing[0]}=PATH`, set their teachers' loss.weights to 0, or make a store with them."
             )
-        self.reader: TargetReader = CachedReader(store, columns)
+        self.reader = CachedReader(store, columns)
         specs = {name: store.header.columns[column] for name, column in columns.items()}
         self.widths: dict[TeacherName, int] = {name: spec.width for name, spec in specs.items()}
         self._codecs: dict[str, str] = {name: spec.codec for name, spec in specs.items()}
@@ -124,7 +141,7 @@ class OnlineTargets:
     def __init__(self, teachers: Mapping[TeacherName, Teacher], device: torch.device) -> None:
         self._teachers = {name: teacher.to(device) for name, teacher in teachers.items()}
         self.widths: dict[TeacherName, int] = {name: teacher.width for name, teacher in teachers.items()}
-        self.reader: TargetReader = OnlineReader([teacher.image_size for teacher in teachers.values()])
+        self.reader = OnlineReader([teacher.image_size for teacher in teachers.values()])
 
     def targets(
         self, stored: Mapping[str, Tensor], clips: Mapping[int, Tensor], tokens: Tensor | None

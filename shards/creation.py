@@ -72,8 +72,10 @@ def _merged(root: Path, existing: StoreHeader, wanted: StoreHeader) -> StoreHead
     if differences := all_differences(ours, theirs):
         # What was chosen comes before what follows from it: a changed view changes the plan's hash too.
         differences.sort(key=lambda difference: not difference.field.startswith(("view.", "columns.")))
+        other_videos = {difference.field for difference in differences} <= {"plan_sha256", "rows"}
+        why = "The recipe is the same, the catalog is not: its videos are others, or other files. " * other_videos
         raise IdentityError(
-            f"{root} holds another store:{list_differences(differences, 'recipe', 'store')}\n"
+            f"{root} holds another store:{list_differences(differences, 'recipe', 'store')}\n{why}"
             "Choose another folder, or the recipe and catalog that this store was made with."
         )
     return StoreHeader(**{**_arguments(existing), "columns": {**existing.columns, **wanted.columns}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -42,7 +43,8 @@ def report_numbers(
     features: dict[str, Any] = {}
     for name, ids in chosen.items():
         spec = store.header.columns[name]
-        found = FeatureStatistics(spec.tokens, spec.width, store.header.grid[0])
+        slices = store.header.grid[0] if spec.tokens == math.prod(store.header.grid) else 1
+        found = FeatureStatistics(spec.tokens, spec.width, slices)
         for view_id in ids:
             found.add(store.read([view_id], [name])[name][0])
             done += 1

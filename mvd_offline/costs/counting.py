@@ -121,51 +121,61 @@ def step_cost(model: nn.Module, loss: Callable[[nn.Module, int], Tensor], *, cli
     stacks = _shorten(model)
     with _fake(model):
         model.train()
-        with _counter() as counter, _noting_inputs(stacks) as inputs:
-            value = loss(model, clips)
-            forward, before = _by_part(counter), counter.get_total_flops()
-            value.backward()
-        backward, recomputed = counter.get_total_flops() - before, 0
+        static = {_storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+        run = partial(loss, model, clips)
+        with _noting_inputs(stacks) as inputs:
+            whole = _count(run, static)
+        forward, backward, recomputed = whole.forward, whole.backward, 0
         for stack in stacks:
-            once, back = _block_flops(stack, inputs[stack.name])
-            forward[part_of(stack.name)] += stack.left_out * once
-            backward += stack.left_out * back
-            recomputed += stack.length * once
-        activations = {
-            precision: _activations(model, loss, clips, stacks, half=precision != "float32") for precision in PRECISIONS
-        }
+            block = _count(partial(_run_block, stack.last, inputs[stack.name]), static)
+            forward[part_of(stack.name)] += stack.left_out * block.forward_total
+            backward += stack.left_out * block.backward
+            recomputed += stack.length * block.forward_total
+        full = _activations(whole.saved, stacks, inputs, partial(_saved_by, static=static))
+        with _noting_inputs(stacks) as inputs:
+            saved = _saved_by(run, static, half=True)
+        half = _activations(saved, stacks, inputs, partial(_saved_by, static=static, half=True))
     return StepCost(
         parameters=parameters,
         forward_flops={part: flops // clips for part, flops in forward.items()},
         backward_flops=backward // clips,
         recompute_flops=recomputed // clips,
-        activations=activations,
+        activations=dict(zip(PRECISIONS, (full, half), strict=True)),
     )
 
 
-def _block_flops(stack: _Stack, inputs: _Inputs) -> tuple[int, int]:
-    """Operations of the stack's last block: forward, backward."""
+@dataclass(frozen=True)
+class _Count:
+    """Of a pass there and back in float32: operations, and bytes that the way back needs of the way there."""
+
+    forward: Counter[str]
+    """By part of the model."""
+    forward_total: int
+    backward: int
+    saved: int
+
+
+def _count(run: Callable[[], Tensor], static: set[int]) -> _Count:
     with _counter() as counter:
-        output = _run_block(stack.last, inputs)
-        forward = counter.get_total_flops()
-        output.sum().backward()
-    return forward, counter.get_total_flops() - forward
+        with _saving(static) as saved:
+            value = run()
+        forward, total, kept = _by_part(counter), counter.get_total_flops(), sum(saved.values())
+        value.sum().backward()
+    return _Count(forward, total, counter.get_total_flops() - total, kept)
+
+
+def _saved_by(run: Callable[[], Tensor], static: set[int], *, half: bool = False) -> int:
+    with _saving(static) as saved, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        kept = run()  # while it is there, so is all that its backward pass needs
+        total = sum(saved.values())
+        del kept
+    return total
 
 
 def _activations(
-    model: nn.Module, loss: Callable[[nn.Module, int], Tensor], clips: int, stacks: list[_Stack], *, half: bool
+    plain: int, stacks: list[_Stack], inputs: Mapping[str, _Inputs], saved_by: Callable[[Callable[[], Tensor]], int]
 ) -> Activations:
-    static = {_storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-
-    def saved_by(run: Callable[[], object]) -> int:
-        with _saving(static) as saved, torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            kept = run()  # while it is there, so is all that its backward pass needs
-            total = sum(saved.values())
-            del kept
-        return total
-
-    with _noting_inputs(stacks) as inputs:
-        plain = saved_by(lambda: loss(model, clips))
+    """Of the whole model, from what its shortened form keeps (`plain`) and what each block keeps."""
     checkpointed, largest = plain, 0
     for stack in stacks:
         given = inputs[stack.name]

@@ -33,9 +33,9 @@ from mvd_offline.recipe import (
 )
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.store import Store, open_store
-from mvd_offline.training.catalogs import CatalogRows
-from mvd_offline.training.loop import Schedule
 from mvd_offline.training.order import BatchShape
+from mvd_offline.training.schedule import Schedule
+from mvd_offline.video.catalog import Catalog
 from mvd_offline.video.masking import decoded_tokens, masked_tokens
 
 
@@ -49,6 +49,13 @@ class Launch:
     accumulation: int
     tflops: float
     """Sustained TFLOP/s of one device that the times assume."""
+    views: int = 1
+    """Clips of each sample: the repeated views of fine-tuning."""
+
+    @property
+    def clips(self) -> int:
+        """Of one step of all processes."""
+        return self.batch_size * self.views
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,23 @@ class _Plain:
     fields: dict[str, Any]
 
 
+def dry_run(
+    recipe: Recipe,
+    *,
+    stores: Sequence[StoreShare] = (),
+    catalog: Path | None = None,
+    samples: int | None,
+    processes: int,
+    tflops: float,
+) -> DryRun:
+    """What the training of a recipe would be, whichever kind it is; see the functions for each kind."""
+    if isinstance(recipe, DistillRecipe):
+        return dry_run_distill(recipe, stores=stores, samples=samples, processes=processes, tflops=tflops)
+    if isinstance(recipe, PretrainRecipe):
+        return dry_run_pretrain(recipe, catalog=catalog, samples=samples, processes=processes, tflops=tflops)
+    return dry_run_finetune(recipe, catalog=catalog, samples=samples, processes=processes, tflops=tflops)
+
+
 def dry_run_distill(
     recipe: DistillRecipe, *, stores: Sequence[StoreShare] = (), samples: int | None, processes: int, tflops: float
 ) -> DryRun:
@@ -217,7 +241,7 @@ def dry_run_pretrain(
     masked = masked_tokens(recipe.mask.kind, grid, recipe.mask.ratio)
     if catalog is not None:
         _refuse_samples(samples, catalog)
-        samples = len(CatalogRows(catalog).videos) * recipe.view.num_sample
+        samples = _readable(catalog) * recipe.view.num_sample
     return _without_teachers(
         recipe,
         pretrain_step(recipe, launch.micro_batch_size),
@@ -232,18 +256,19 @@ def dry_run_finetune(
     recipe: FinetuneRecipe, *, catalog: Path | None, samples: int | None, processes: int, tflops: float
 ) -> DryRun:
     """What a fine-tuning would be; `catalog` or `samples` tells the samples of an epoch."""
-    launch, schedule = _launch(recipe.optim, recipe.training, None, processes, tflops)
+    launch, schedule = _launch(recipe.optim, recipe.training, None, processes, tflops, recipe.augment.repeats)
     tokens = recipe.clip.grid.num_tokens
     if catalog is not None:
         _refuse_samples(samples, catalog)
-        samples = len(CatalogRows(catalog).videos)
+        samples = _readable(catalog)
     return _without_teachers(
         recipe,
-        finetune_step(recipe, launch.micro_batch_size),
+        finetune_step(recipe, launch.micro_batch_size * launch.views),
         launch,
         Tokens(tokens, tokens, 0, 0),
         None if samples is None else schedule(samples),
         values=_values(recipe.clip, recipe.clip.frames),
+        checkpointed=recipe.model.checkpoint_activations,
     )
 
 
@@ -258,16 +283,18 @@ def _without_teachers(
     steps: Steps | None,
     *,
     values: int,
+    checkpointed: bool = False,
 ) -> DryRun:
     """`values` are those of one clip."""
-    flops = _flops(step, checkpointed=False)
+    flops = _flops(step, checkpointed=checkpointed)
+    clips = launch.micro_batch_size * launch.views
     return DryRun(
         recipe=recipe,
         launch=launch,
         parameters=step.parameters,
         tokens=tokens,
         flops=flops,
-        memory=memory_of(step, recipe.training, checkpointed=False, clip_values=launch.micro_batch_size * values),
+        memory=memory_of(step, recipe.training, checkpointed=checkpointed, clip_values=clips * values),
         teachers={},
         peak_lr=recipe.optim.peak_lr,
         floor_lr=recipe.optim.floor_lr,
@@ -301,11 +328,16 @@ class _Scheduler:
 
 
 def _launch(
-    optim: OptimSection, training: TrainingSection, quirks: QuirkSection | None, processes: int, tflops: float
+    optim: OptimSection,
+    training: TrainingSection,
+    quirks: QuirkSection | None,
+    processes: int,
+    tflops: float,
+    views: int = 1,
 ) -> tuple[Launch, _Scheduler]:
     leftover = None if quirks is None else quirks.leftover_micro_batch
     shape = BatchShape(optim.batch_size, processes, optim.micro_batch_size, leftover)
-    launch = Launch(processes, optim.batch_size, shape.micro, shape.accumulation, tflops)
+    launch = Launch(processes, optim.batch_size, shape.micro, shape.accumulation, tflops, views)
     return launch, _Scheduler(optim, training)
 
 
@@ -368,19 +400,24 @@ def _times(flops: Flops, launch: Launch, steps: Steps | None, views: int | None,
     def device_hours(clips: int | None, operations: int) -> float | None:
         return None if clips is None else clips * operations / rate / 3600
 
-    clips = None if steps is None else steps.stop * launch.batch_size
+    clips = None if steps is None else steps.stop * launch.clips
     break_even = None
     if teachers and steps is not None and views is not None:
         break_even = views * extraction / (steps.per_epoch * launch.batch_size * teachers)
     return Times(
-        step_seconds=launch.batch_size * flops.training / rate / launch.processes,
-        online_step_seconds=launch.batch_size * online / rate / launch.processes,
+        step_seconds=launch.clips * flops.training / rate / launch.processes,
+        online_step_seconds=launch.clips * online / rate / launch.processes,
         speedup=online / flops.training,
         device_hours=device_hours(clips, flops.training),
         online_device_hours=device_hours(clips, online),
         extraction_device_hours=device_hours(views, extraction),
         break_even_epoch=break_even,
     )
+
+
+def _readable(catalog: Path) -> int:
+    """Videos that a training has rows of."""
+    return sum(video.status == "ok" for video in Catalog.read(catalog).videos)
 
 
 def _refuse_samples(samples: int | None, known: Path) -> None:

@@ -75,8 +75,10 @@ def pretrain_step(recipe: PretrainRecipe, clips: int) -> StepCost:
 
 
 def finetune_step(recipe: FinetuneRecipe, clips: int) -> StepCost:
-    """A micro-batch of classification."""
+    """A micro-batch of classification; `clips` counts repeated views."""
     clip = recipe.clip
+    # What checkpointing changes follows from the blocks of a model that keeps all activations.
+    section = recipe.model.model_copy(update={"checkpoint_activations": False})
 
     def loss(model: nn.Module, clips: int) -> Tensor:
         video = torch.empty(clips, 3, clip.frames, clip.image_size, clip.image_size)
@@ -84,7 +86,7 @@ def finetune_step(recipe: FinetuneRecipe, clips: int) -> StepCost:
         return F.cross_entropy(logits.float(), torch.empty(clips, dtype=torch.long))
 
     with torch.device("meta"):
-        model = build_classifier(recipe.model, clip)
+        model = build_classifier(section, clip)
     sites = model.drop_path_sites
     return step_cost(model, loss, clips=clips)
 

@@ -20,7 +20,7 @@ from mvd_offline.local import resolve_root
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.errors import IdentityError, NotSealedError
 from mvd_offline.shards.store import Store, open_store
-from mvd_offline.targets import TargetSource, open_targets
+from mvd_offline.targets import CachedTargets, TargetSource, open_targets
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def open_mixed_data(
     data = DistillData(MixedSamples(samples, [share.weight for _, share in opened], rows), rows)
     if recipe.targets == "online":
         return data, open_targets(recipe, stores[0], device)
-    return data, MixedTargets([open_targets(recipe, store, device) for store in stores], rows)
+    return data, MixedTargets([CachedTargets(store, recipe.active_columns) for store in stores], rows)
 
 
 def _open_finished(recipe: DistillRecipe, folder: Path) -> Store:

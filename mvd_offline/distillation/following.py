@@ -4,6 +4,9 @@ A group is used once every shard of it is committed in every column that the run
 an epoch would have on the finished store, so that the run is the very run that would have started later; `skip` takes
 the complete groups in turn instead, and keeps in the run folder which group each epoch had.
 
+All processes of a launch look at the store in step, and go on with a group once all see the same of it. A signal to one
+of them stops them all.
+
 The two runs are step for step the same where no later group has fewer full batches than those that were complete at
 the start.
 
@@ -14,19 +17,22 @@ that comes later and has fewer usable rows begins its order again from the start
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mvd_offline.distillation.agreement import from_main, of_all
 from mvd_offline.distillation.checking import present_columns
 from mvd_offline.distillation.group_ledger import GroupLedger
+from mvd_offline.distillation.growing import GrowingGroups
 from mvd_offline.distillation.patience import Patience, say
-from mvd_offline.distillation.samples import group_order, hash_of_rows, rows_of_group, store_names
-from mvd_offline.errors import MvdError, TrainingStopped, UsageError
+from mvd_offline.distillation.samples import group_order, store_names
+from mvd_offline.errors import MvdError, TrainingStopped, UsageError, stopped_by
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.errors import IdentityError
 from mvd_offline.shards.store import Store
@@ -34,7 +40,6 @@ from mvd_offline.training.stopping import StopRequested, stop_requested
 from mvd_offline.video.views import Plan
 
 FollowMode: TypeAlias = Literal["wait", "skip"]
-T = TypeVar("T")
 
 POLL_SECONDS: Final = 0.2
 """Between two looks at the store, at first; a wait of minutes looks every `MOST_POLL_SECONDS`."""
@@ -47,7 +52,8 @@ class Follow:
 
     mode: FollowMode = "wait"
     patience_seconds: float = 600.0
-    """How long nothing may be committed before the run says so, again and again."""
+    """How long nothing may be committed before the run says so, again and again; and how long processes of a launch may
+    see different states of a group before the run ends."""
 
 
 class StoppedWaitingError(TrainingStopped):
@@ -57,62 +63,19 @@ class StoppedWaitingError(TrainingStopped):
         self.run, self.step = run, 0
         MvdError.__init__(
             self,
-            f"stopped by {signals} while {run} waited for a group of its store to be complete; run the same command "
+            f"{stopped_by(signals)} while {run} waited for a group of its store to be complete; run the same command "
             "again to go on",
         )
 
 
-class GrowingGroups:
-    """Which groups of a store are complete in some columns, and which of their rows are usable."""
-
-    def __init__(self, store: Store, plan: Plan, columns: Sequence[str]) -> None:
-        self._store, self._plan, self._columns = store, plan, columns
-        self._usable: dict[int, NDArray[np.bool_]] = {}
-
-    def committed(self) -> set[int]:
-        """Shards that are committed in every column."""
-        return set.intersection(*map(self._store.committed, self._columns))
-
-    def usable(self, group: int, committed: Set[int] | None = None) -> NDArray[np.bool_] | None:
-        """For each row of the store's table whether it is a usable one of this group; None while it is incomplete.
-
-        What it was once it stays: rows that are tried again later are not taken up.
-
-        Args:
-            committed: what `committed` gives, where the caller has it.
-        """
-        if group not in self._usable:
-            shards = self._plan.shards(group)
-            if not (self.committed() if committed is None else committed) >= set(shards):
-                return None
-            rows = np.zeros(self._plan.rows, bool)
-            rows[rows_of_group(self._plan, group)] = True
-            views = self._plan.view_ids[rows[self._plan.view_ids]]
-            for column in self._columns:
-                ledger = self._store.catch_up(column, shards)
-                if not ledger.has_records(views):
-                    return None  # a shard was taken back at this moment
-                rows &= ledger.ok
-            self._usable[group] = rows
-        return self._usable[group]
-
-    def complete(self) -> list[int]:
-        """Groups that are complete and have a usable row."""
-        committed = self.committed()
-        found = ((group, self.usable(group, committed)) for group in range(self._plan.groups))
-        return [group for group, usable in found if usable is not None and usable.any()]
-
-    def count(self, group: int | None) -> tuple[int, int]:
-        """Shards that are committed, of all shards: of a group, or of the store."""
-        shards = range(self._store.shard_count) if group is None else self._plan.shards(group)
-        return len(self.committed().intersection(shards)), len(shards)
-
-
 class FollowedSamples:
-    """The rows of a store that is still being filled, by epoch; `order` waits where there is nothing to learn from."""
+    """The rows of a store that is still being filled, by epoch; `order` waits where there is nothing to learn from.
+
+    All processes of a launch call `begin`, `record` and `order`, in the same sequence.
+    """
 
     def __init__(self, recipe: DistillRecipe, store: Store, follow: Follow, ledger: GroupLedger, *, main: bool) -> None:
-        """`main`: whether this process writes the run's ledger, which the others read, and speaks."""
+        """`main`: whether this process, which alone uses the run's ledger, also speaks."""
         columns = present_columns(recipe, store)
         if not columns or recipe.targets == "online":
             raise UsageError(
@@ -129,34 +92,32 @@ class FollowedSamples:
     def names(self) -> dict[str, str]:
         return {**store_names(self._recipe, self._store), "follow": self._follow.mode}
 
-    def first_rows(self) -> int:
-        """Rows of an epoch: as the run fixed them, or of the smallest group that is complete by now; waits for one.
+    def begin(self) -> None:
+        """Fix the rows of an epoch: as the run has them, or of the smallest group that is complete; waits for one.
 
         Raises:
+            StopRequested: a signal asks to stop while it waits.
             IdentityError: a group that the run has used has other usable rows now.
         """
-        if self._ledger.begun:
-            for group in self._ledger.used_groups():
-                self._check(group, self._usable(group, "the run so far"))
-            return self._ledger.rows_per_epoch()
-        if self._follow.mode == "wait":
-            self._usable(0, "the first epoch")
-            groups = self._groups.complete() or [0]
-        else:
-            groups = self._wait(lambda: self._groups.complete() or None, None, "the first epoch")
-        return min(int(self._usable(group, "the first epoch").sum()) for group in groups)
-
-    def fix(self, rows: int) -> None:
-        """Say how many rows an epoch has, in all processes alike, before the run begins."""
-        self._rows = rows
+        groups = from_main(lambda: self._ledger.used_groups() if self._ledger.begun else None)
+        if groups is None:
+            agreed = self._agreed(0 if self._follow.mode == "wait" else None, "the first epoch")
+            self._rows = from_main(lambda: self._fewest_rows(agreed))
+            return
+        for group in groups:
+            self._used(group, "the run so far")
+        self._rows = from_main(self._ledger.rows_per_epoch)
 
     def record(self) -> None:
-        """Keep what is fixed in the run folder, once it is there; called by the main process."""
-        if not self._ledger.begun:
-            self._ledger.begin(self._rows)
+        """Keep what is fixed in the run folder, once it is there."""
+        from_main(lambda: None if self._ledger.begun else self._ledger.begin(self._rows))
 
     def per_epoch(self) -> int:
         return self._rows
+
+    def _fewest_rows(self, agreed: Iterable[int]) -> int:
+        groups = self._groups.complete() or {group: self._known(group) for group in agreed}
+        return min(int(usable.sum()) for usable in groups.values())
 
     # ---- its epochs --------------------------------------------------------------------------------------------------
 
@@ -164,69 +125,93 @@ class FollowedSamples:
         """Rows of an epoch in the order in which they are seen; waits until they are there.
 
         Raises:
-            StopRequested: a signal asks to stop while it waits.
-            IdentityError: a group of the run has other usable rows than it had.
+            StopRequested: a signal asks a process of the launch to stop while it waits.
+            IdentityError: a group of the run has other usable rows than it had, or processes see different ones.
         """
         group = epoch % self.plan.groups if self._follow.mode == "wait" else self._chosen(epoch)
-        usable = self._usable(group, f"epoch {epoch}")
-        self._check(group, usable)
+        usable = self._used(group, f"epoch {epoch}")
         order = group_order(self._recipe, self.source, self.plan, usable, group, epoch)
         return self._filled(order, group)
 
     def _chosen(self, epoch: int) -> int:
         """The group of an epoch: as the ledger has it, or the next complete one after the last epoch's."""
-        return self._wait(lambda: self._choice(epoch), None, f"epoch {epoch}")
-
-    def _choice(self, epoch: int) -> int | None:
-        known = self._ledger.group_of(epoch)
-        if known is not None or not self._main:
+        known = from_main(lambda: self._ledger.group_of(epoch))
+        if known is not None:
             return known
-        complete = self._groups.complete()
-        if not complete:
-            return None
-        groups, last = self.plan.groups, self._last(epoch)
-        chosen = min(complete, key=lambda group: (group - last - 1) % groups)
+        complete = self._agreed(None, f"epoch {epoch}")
+        return from_main(lambda: self._choice(epoch, complete))
+
+    def _choice(self, epoch: int, complete: Mapping[int, str]) -> int:
+        groups, last = self.plan.groups, self._ledger.group_of(epoch - 1) if epoch else None
+        start = 0 if last is None else last + 1
+        chosen = min(complete, key=lambda group: (group - start) % groups)
         self._ledger.choose(epoch, chosen)
         if chosen != epoch % groups:
             say(f"epoch {epoch} takes group {chosen} ({len(complete)} of {groups} groups are complete)")
         return chosen
 
-    def _last(self, epoch: int) -> int:
-        """The group of the epoch before; -1 at the start."""
-        last = self._ledger.group_of(epoch - 1) if epoch else None
-        return -1 if last is None else last
+    def _used(self, group: int, what: str) -> NDArray[np.bool_]:
+        """Usable rows of a group, once it is complete; they are what the run used first, and from now on they are.
 
-    def _usable(self, group: int, what: str) -> NDArray[np.bool_]:
-        return self._wait(lambda: self._groups.usable(group), group, what)
-
-    def _wait(self, found: Callable[[], T | None], group: int | None, what: str) -> T:
-        """What `found` gives as soon as it is not None; `what` waits for a group, or for any."""
-        if (value := found()) is not None:
-            return value
-        name = "a first group" if group is None else f"group {group} of {self.plan.groups}"
-        patience = Patience(
-            f"{what} waits for {name} of {self._store.root}", self._follow.patience_seconds, enabled=self._main
-        )
-        pause = POLL_SECONDS
-        while (value := found()) is None:
-            if stop_requested():
-                raise StopRequested
-            patience.tell(*self._groups.count(group))
-            time.sleep(pause := min(MOST_POLL_SECONDS, 1.1 * pause))
-        return value
-
-    def _check(self, group: int, usable: NDArray[np.bool_]) -> None:
-        """The group is what it was when the run used it first; from now on it is."""
-        found = hash_of_rows(usable[rows_of_group(self.plan, group)])
-        known = self._ledger.rows_hash(group)
-        if known is None and self._main:
-            self._ledger.use(group, found)
-        if known not in (None, found):
+        Raises:
+            IdentityError: they are others.
+        """
+        found = self._agreed(group, what)[group]
+        known = from_main(lambda: self._ledger.use(group, found))
+        if known != found:
             raise IdentityError(
                 f"{self._ledger.run} was started on other data: the usable rows of group {group} had the hash {known} "
                 f"and have {found} now; failed rows were tried again meanwhile. Give the store as it was, or another "
                 "folder as --run."
             )
+        return self._known(group)
+
+    def _known(self, group: int) -> NDArray[np.bool_]:
+        usable = self._groups.usable(group)
+        assert usable is not None, "what was complete once stays"
+        return usable
+
+    # ---- waiting -----------------------------------------------------------------------------------------------------
+
+    def _agreed(self, group: int | None, what: str) -> dict[int, str]:
+        """Hashes of the usable rows of complete groups, as soon as all processes see the same of one.
+
+        Args:
+            group: the one that is waited for; any when None.
+            what: waits for it.
+        """
+        name = "a first group" if group is None else f"group {group} of {self.plan.groups}"
+        waiting = f"{what} waits for {name} of {self._store.root}"
+        patience = Patience(waiting, self._follow.patience_seconds, enabled=self._main)
+        pause = POLL_SECONDS
+        while True:
+            looks = of_all(lambda: self._look(group, patience))
+            if any(look.stop for look in looks):
+                raise StopRequested
+            if alike := _alike(looks):
+                return alike
+            if disputed := _disputed(looks):
+                if any(look.patience_is_over for look in looks):
+                    raise self._dispute(disputed[0], looks)
+                self._groups.look_again(_seen_otherwise(looks))
+                patience.differ(f"processes of this launch do not see the same of {_listed(disputed)}")
+            else:
+                patience.tell(*looks[0].shards)
+            time.sleep(pause := min(MOST_POLL_SECONDS, 1.1 * pause))
+
+    def _look(self, group: int | None, patience: Patience) -> _Look:
+        return _Look(self._groups.seen(group), self._groups.count(group), stop_requested(), patience.is_over)
+
+    def _dispute(self, group: int, looks: Sequence[_Look]) -> IdentityError:
+        seen = "; ".join(
+            f"process {number}: {look.seen.get(group, 'not complete')}" for number, look in enumerate(looks)
+        )
+        return IdentityError(
+            f"the processes of this launch see different states of group {group} of {self._store.root}, for more than "
+            f"{self._follow.patience_seconds:g} s. Hashes of its usable rows: {seen}. Give all processes the same "
+            "store, on a file system whose changes all machines see, or a longer --follow-patience; the same command "
+            "goes on."
+        )
 
     def _filled(self, order: NDArray[np.int64], group: int) -> NDArray[np.int64]:
         """At least as many rows as an epoch trains on."""
@@ -246,3 +231,36 @@ class FollowedSamples:
                 "order begins again from the start until the epoch is full"
             )
         return np.resize(order, needed)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one process sees of the store at one moment, and what has become of itself meanwhile."""
+
+    seen: Mapping[int, str]
+    """`GrowingGroups.seen`: hash of the usable rows by complete group."""
+    shards: tuple[int, int]
+    """`GrowingGroups.count`: committed ones, of all."""
+    stop: bool
+    patience_is_over: bool
+
+
+def _alike(looks: Sequence[_Look]) -> dict[int, str]:
+    """The groups of which all processes see the same."""
+    first, *others = looks
+    return {group: rows for group, rows in first.seen.items() if all(look.seen.get(group) == rows for look in others)}
+
+
+def _disputed(looks: Sequence[_Look]) -> list[int]:
+    """The groups that some processes see otherwise than others, or not at all."""
+    return sorted({group for look in looks for group in look.seen} - _alike(looks).keys())
+
+
+def _seen_otherwise(looks: Sequence[_Look]) -> list[int]:
+    """The groups that are complete for several processes, but not alike; a group that one lacks it will look for."""
+    seen = {(group, rows) for look in looks for group, rows in look.seen.items()}
+    return [group for group, count in Counter(group for group, _ in seen).items() if count > 1]
+
+
+def _listed(groups: Sequence[int]) -> str:
+    return f"group {groups[0]}" if len(groups) == 1 else f"groups {', '.join(map(str, groups))}"

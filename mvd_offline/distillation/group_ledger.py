@@ -13,7 +13,7 @@ FILE: Final = "groups.json"
 
 
 class GroupLedger:
-    """The file is written whole, by one process; the others read it anew each time.
+    """The file is written whole; of several processes, the main one alone uses it.
 
     ```
     rows_per_epoch   usable rows that every epoch of the run has
@@ -45,15 +45,13 @@ class GroupLedger:
     def used_groups(self) -> list[int]:
         return sorted(map(int, self._read()["usable_rows"]))
 
-    def rows_hash(self, group: int) -> str | None:
-        """Of a group's usable rows; None before the run has used it."""
-        found = self._read()["usable_rows"].get(str(group))
-        return None if found is None else str(found)
-
-    def use(self, group: int, rows_hash: str) -> None:
-        """Note what the group was when the run first used it."""
+    def use(self, group: int, rows_hash: str) -> str:
+        """The hash of a group's usable rows when the run first used it, which is this one if it is used first now."""
         data = self._read()
+        if (known := data["usable_rows"].get(str(group))) is not None:
+            return str(known)
         self._write({**data, "usable_rows": {**data["usable_rows"], str(group): rows_hash}})
+        return rows_hash
 
     def group_of(self, epoch: int) -> int | None:
         """The group that an epoch has; None before it is chosen."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from mvd_offline.distillation.samples import Samples
 from mvd_offline.errors import UsageError
 from mvd_offline.recipe import TeacherName
 from mvd_offline.shards.schema import sha256_of
-from mvd_offline.targets import TargetReader, TargetSource
+from mvd_offline.targets import CachedReader, CachedTargets
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,10 @@ class StoreShare:
 
 
 class MixedSamples:
-    """An epoch takes round(weight * rows) rows of each store, spread evenly over the epoch.
+    """An epoch takes weight * rows rows of each store, rounded to whole videos, spread evenly over the epoch.
+
+    The clips of a video (`view.num_sample`) stay side by side. As in a run on one store, they share a micro-batch as
+    long as no clip failed and their number divides it.
 
     Each store is passed over again and again, pass p in the order that its own run has in epoch p (of group p mod V);
     an epoch goes on where the one before ended, so that a store of weight 0.5 is seen whole in two epochs, and one of
@@ -47,7 +49,8 @@ class MixedSamples:
         """`parts`, with their weights, are the samples of the stores of `rows`, in the same order."""
         self._parts, self._weights, self._rows = tuple(parts), tuple(weights), rows
         self._each = [part.per_epoch() for part in parts]
-        self.taken = [round(weight * rows) for weight, rows in zip(weights, self._each, strict=True)]
+        self._clips = rows.clips
+        self.taken = [self._share(weight, each) for weight, each in zip(weights, self._each, strict=True)]
         """Rows that an epoch takes of each store."""
         for share, taken, each in zip(weights, self.taken, self._each, strict=True):
             if not taken:
@@ -66,10 +69,15 @@ class MixedSamples:
         }
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        return interleave([self._taken(place, epoch) for place in range(len(self._parts))])
+        return interleave([self._taken(place, epoch) for place in range(len(self._parts))], together=self._clips)
 
     def per_epoch(self) -> int:
         return sum(self.taken)
+
+    def _share(self, weight: float, each: int) -> int:
+        # Of a store in which single clips failed, videos would not end where they should anyway.
+        unit = 1 if each % self._clips else self._clips
+        return unit * round(weight * each / unit)
 
     def _taken(self, place: int, epoch: int) -> NDArray[np.int64]:
         """The rows of one store: a slice of its passes, laid end to end."""
@@ -85,16 +93,22 @@ class MixedSamples:
         return np.concatenate(pieces)
 
 
-def interleave(sequences: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """One sequence of all, each in its own order and spread evenly: any stretch has its share of each."""
-    places = [(np.arange(len(one)) + 0.5) / len(one) for one in sequences]
+def interleave(sequences: Sequence[NDArray[np.int64]], *, together: int = 1) -> NDArray[np.int64]:
+    """One sequence of all, each in its own order and spread evenly: any stretch has its share of each.
+
+    Args:
+        together: so many neighbours of a sequence stay neighbours, counted from its start.
+    """
+    pieces = [np.arange(len(one)) // together for one in sequences]
+    places = [(piece + 0.5) / (piece[-1] + 1) for piece in pieces]
     return np.concatenate(sequences)[np.argsort(np.concatenate(places), kind="stable")]
 
 
 class MixedReader:
-    """Reads each row of a micro-batch from its own store."""
+    """Reads each row of a micro-batch from its own store, to its place in the batch's memory."""
 
-    def __init__(self, readers: Sequence[TargetReader], rows: RunRows) -> None:
+    def __init__(self, readers: Sequence[CachedReader], rows: RunRows) -> None:
+        """`readers` are of stores that are coded alike."""
         self._readers, self._rows = tuple(readers), rows
 
     def sizes(self, student_size: int) -> tuple[int, ...]:
@@ -103,24 +117,23 @@ class MixedReader:
     def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
         """`view_ids` are the run's row numbers."""
         parts, views = self._rows.split(view_ids)
-        # Stable: within a store, rows stay in order.
-        order = np.argsort(parts, kind="stable")
-        chosen = [order[parts[order] == part] for part in np.unique(parts)]
-        read = [
-            self._readers[parts[places[0]]].read(views[places].tolist(), None if tokens is None else tokens[places])
-            for places in chosen
-        ]
-        if len(read) == 1:
-            return read[0]
-        back = torch.from_numpy(np.argsort(order, kind="stable"))
-        return {name: torch.cat([found[name] for found in read])[back] for name in read[0]}
+        batch, arrays = self._readers[0].memory(len(views), tokens)
+        # Rows that follow each other in one store are read together.
+        for places in np.split(np.arange(len(parts)), np.flatnonzero(np.diff(parts)) + 1):
+            here = slice(places[0], places[-1] + 1)
+            self._readers[parts[places[0]]].fill(
+                {name: array[here] for name, array in arrays.items()},
+                views[here].tolist(),
+                None if tokens is None else tokens[here],
+            )
+        return batch
 
 
 class MixedTargets:
     """The stored targets of several stores, coded alike."""
 
-    def __init__(self, sources: Sequence[TargetSource], rows: RunRows) -> None:
-        self.reader: TargetReader = MixedReader([source.reader for source in sources], rows)
+    def __init__(self, sources: Sequence[CachedTargets], rows: RunRows) -> None:
+        self.reader = MixedReader([source.reader for source in sources], rows)
         self.widths: dict[TeacherName, int] = sources[0].widths
         self._source = sources[0]
 

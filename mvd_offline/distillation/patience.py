@@ -17,10 +17,22 @@ class Patience:
         """`waiting` says who waits for what; a run of several processes speaks on one."""
         self._waiting, self._patience, self._enabled = waiting, patience_seconds, enabled
         self._count, self._said, self._moved = -1, float("-inf"), time.monotonic()
+        self._differing: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether processes have seen different things for too long."""
+        return self._differing is not None and time.monotonic() - self._differing > self._patience
+
+    def differ(self, text: str) -> None:
+        """Processes see different things at the moment; `text` says which."""
+        if self._differing is None:
+            self._differing = time.monotonic()
+            self._say(f"{self._waiting}: {text}; looking again", self._differing)
 
     def tell(self, done: int, total: int) -> None:
-        """`done` of `total` shards are there."""
-        now = time.monotonic()
+        """`done` of `total` shards are there, for all processes alike."""
+        self._differing, now = None, time.monotonic()
         moved, self._count = done != self._count, done
         if moved:
             self._moved = now

@@ -58,6 +58,11 @@ class RunRows:
         """Short names of the stores, where there are several: what metrics call them."""
         return tuple(part.store.store_id[:8] for part in self.stores) if len(self.stores) > 1 else ()
 
+    @property
+    def clips(self) -> int:
+        """Clips of each video, neighbours in their store: `view.num_sample`, which all stores share."""
+        return self.stores[0].plan.section.num_sample
+
     def split(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For each row the position of its store, and its `view_id` there."""
         places = np.asarray(rows, np.int64) % self._height

@@ -33,12 +33,21 @@ from mvd_offline.video.masking import masked_tokens
 
 STUDENT_FILE = "student.safetensors"
 EMA_FILE = "student_ema.safetensors"
+INIT = "init_sha256"
+"""Under which a run's identity has `DistillTask.init_sha256`."""
 
 
 class DistillTask:
-    """Distillation for the shared loop."""
+    """Distillation for the shared loop.
 
-    def __init__(self, recipe: DistillRecipe, data: DistillData, source: TargetSource) -> None:
+    Attributes:
+        init_sha256: of the weights that the run starts from; None where `student.init` names none.
+    """
+
+    def __init__(
+        self, recipe: DistillRecipe, data: DistillData, source: TargetSource, *, init_sha256: str | None = None
+    ) -> None:
+        """`init_sha256`: as a run with checkpoints noted it; `student.init`, which may be gone, is not read then."""
         self.title = "distill"
         self._recipe, self._source = recipe, source
         self.samples, self._stores = data.samples, data.rows.labels
@@ -49,8 +58,9 @@ class DistillTask:
         self._objectives = objectives_of(recipe)
         self._masked = _masked_tokens(recipe)
         self.student = student_of(recipe, source.widths)
-        if recipe.student.init is not None:
-            start_encoder(self.student, recipe.student.init)
+        if recipe.student.init is not None and init_sha256 is None:
+            init_sha256 = start_encoder(self.student, recipe.student.init)
+        self.init_sha256 = init_sha256
         self._momentum = MomentumTeacher(self.student, recipe.momentum) if recipe.momentum else None
         self.averages: Mapping[str, Average] = self._averages()
         if recipe.student.compile:
@@ -68,8 +78,9 @@ class DistillTask:
         )
 
     def names(self) -> dict[str, str]:
-        """What names the data of a run: another store, plan, teacher or set of usable rows is another run."""
-        return self.samples.names()
+        """What names a run: another store, plan, teacher, set of usable rows or start is another run."""
+        start = {} if self.init_sha256 is None else {INIT: self.init_sha256}
+        return {**self.samples.names(), **start}
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         return self.samples.order(epoch)

@@ -150,7 +150,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     elif file.is_file():
         state, config = _read_torch(file), {}
     else:
-        raise CheckpointError(f"{source}: no such file or folder")
+        raise CheckpointError(
+            f"{source}: no such file or folder. Weights are a .pth or .safetensors file, a Hugging Face folder or "
+            "timm:NAME; correct the path where the recipe (see `mvd-offline recipes show`) or the command names it."
+        )
     return _of_state(source, state, config)
 
 

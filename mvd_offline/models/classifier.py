@@ -35,6 +35,7 @@ class Classifier(VideoEncoder):
         drop_path: float = 0.0,
         head_dropout: float = 0.0,
         head_init_scale: float = 0.001,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__(
             arch,
@@ -44,6 +45,7 @@ class Classifier(VideoEncoder):
             positions=positions,
             qkv_bias="split",
             drop_path=drop_path,
+            checkpoint_activations=checkpoint_activations,
         )
         self.classes = classes
         self.fc_norm = LayerNorm(arch.width)
@@ -115,4 +117,5 @@ def build_classifier(section: ClassifierSection, clip: ClipSection, positions: P
         drop_path=section.drop_path,
         head_dropout=section.head_dropout,
         head_init_scale=section.head_init_scale,
+        checkpoint_activations=section.checkpoint_activations,
     )

@@ -27,6 +27,13 @@ def normalize(pixels: Tensor) -> Tensor:
     return ((video - mean) / std).contiguous()
 
 
+def denormalize(video: Tensor) -> Tensor:
+    """The inverse of `normalize`, rounded and cut off at black and white: uint8 (B, T, H, W, 3)."""
+    mean, std = channel_constants(video)
+    pixels = (video * std + mean).mul(255.0).round().clamp(0.0, 255.0)
+    return pixels.to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
+
+
 def channel_constants(like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation as float32 (1, 3, 1, 1, 1) on the device of `like`."""
     mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=like.device).view(1, 3, 1, 1, 1)

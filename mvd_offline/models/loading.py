@@ -102,11 +102,7 @@ def start_finetuning(
     if checkpoint.layout == "mae":
         raise CheckpointError(f"{path}: image weights (a 4-D patch embedding) cannot start a video classifier")
     classifier = build_classifier(section, clip, positions or checkpoint.positions or "sincos_3d")
-    if checkpoint.heads is not None and checkpoint.heads != classifier.arch.heads:
-        raise CheckpointError(
-            f"{path}: it records {checkpoint.heads} attention heads, but the recipe's model has "
-            f"{classifier.arch.heads}; set model.heads: {checkpoint.heads}"
-        )
+    _require_same_sizes(checkpoint, classifier, path)
     fresh = classifier.state_dict()
     state = split_qkv_bias(checkpoint.encoder_state())
     dropped = [name for name in HEAD if name in state and state["head.weight"].shape != fresh["head.weight"].shape]
@@ -116,6 +112,24 @@ def start_finetuning(
         state.setdefault(name, fresh[name])
     load_strictly(classifier, state, use="classifier to fine-tune", source=str(path))
     return classifier.train(), dropped
+
+
+def _require_same_sizes(checkpoint: Checkpoint, classifier: Classifier, path: str | Path) -> None:
+    # Where heads are not recorded, they are the recipe's: all other sizes are in the tensors.
+    found = checkpoint.arch(checkpoint.heads or classifier.arch.heads)
+    sizes = {
+        "width": (found.width, classifier.arch.width),
+        "depth": (found.depth, classifier.arch.depth),
+        "heads": (found.heads, classifier.arch.heads),
+        "patch_size": (checkpoint.patch_size, classifier.patch_size),
+        "tubelet_size": (checkpoint.tubelet_size, classifier.tubelet_size),
+    }
+    if differing := [f"{name} {there} (the recipe: {ours})" for name, (there, ours) in sizes.items() if there != ours]:
+        raise CheckpointError(
+            f"{path}: an encoder of another size cannot start this recipe's classifier: it has {', '.join(differing)}. "
+            "Give the checkpoint of an encoder of the recipe's size, or the recipe of the checkpoint's (model.arch, or "
+            "model.width, depth and heads; clip.patch_size and tubelet_size)."
+        )
 
 
 def _student_of(checkpoint: Checkpoint, heads: int | None, decoder_heads: int | None) -> Student | PerTokenStudent:
@@ -133,7 +147,7 @@ def _student_of(checkpoint: Checkpoint, heads: int | None, decoder_heads: int | 
     with torch.device("meta"):
         return Student(
             arch,
-            grid=_grid_of_table(state["pos_embed"], checkpoint.source),
+            grid=grid_of_table(state["pos_embed"], checkpoint.source),
             patch_size=checkpoint.patch_size,
             tubelet_size=checkpoint.tubelet_size,
             targets={name: state[f"decoder_{short}.head.weight"].shape[0] for name, short in shorts.items()},
@@ -151,7 +165,7 @@ def _per_token_student_of(checkpoint: Checkpoint, arch: Arch) -> PerTokenStudent
     with torch.device("meta"):
         return PerTokenStudent(
             arch,
-            grid=_grid_of_table(state["pos_embed"], checkpoint.source),
+            grid=grid_of_table(state["pos_embed"], checkpoint.source),
             patch_size=checkpoint.patch_size,
             tubelet_size=checkpoint.tubelet_size,
             targets={n: state[f"projector_{short}.layers.{depth - 1}.weight"].shape[0] for n, short in shorts.items()},
@@ -160,7 +174,7 @@ def _per_token_student_of(checkpoint: Checkpoint, arch: Arch) -> PerTokenStudent
         )
 
 
-def _grid_of_table(table: Tensor, source: str) -> TokenGrid:
+def grid_of_table(table: Tensor, source: str) -> TokenGrid:
     """The square token grid whose 3-D sine-cosine table this is: weights record no clip size, but the table does."""
     tokens, width = table.shape[1:]
     for side in range(1, int(tokens**0.5) + 1):

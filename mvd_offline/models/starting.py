@@ -7,20 +7,29 @@ from pathlib import Path
 from torch import Tensor
 
 from mvd_offline.errors import CheckpointError
-from mvd_offline.models.checkpoints import Checkpoint, load_strictly, read_checkpoint, split_qkv_bias
+from mvd_offline.models.checkpoints import (
+    Checkpoint,
+    load_strictly,
+    read_checkpoint,
+    split_qkv_bias,
+    weights_sha256,
+)
 from mvd_offline.models.student import StudentEncoder
 
 _NEEDED = ("patch_embed.", "blocks.")
 _TAKEN = (*_NEEDED, "norm.")
 
 
-def start_encoder(student: StudentEncoder, path: str | Path) -> None:
+def start_encoder(student: StudentEncoder, path: str | Path) -> str:
     """Give a student's encoder the weights of a checkpoint of any layout; what predicts keeps its fresh ones.
 
     Patch embedding, blocks and, where the file has it, the final norm are taken. Positions are formulas and stay the
     student's; an image encoder's class token is left out, and so are key biases, which softmax cancels. An embedding of
     single frames (of an image encoder, or of a student with tubelets of one frame) is repeated over the frames of a
     tubelet and divided by their number: a tubelet of equal frames is embedded as one of them was.
+
+    Returns:
+        sha256 of what was taken, whatever the file's layout.
 
     Raises:
         CheckpointError: unreadable, or of other sizes.
@@ -31,6 +40,7 @@ def start_encoder(student: StudentEncoder, path: str | Path) -> None:
     given["patch_embed.proj.weight"] = inflated(checkpoint.patch_weight, student.tubelet_size)
     kept = {name: t for name, t in student.state_dict().items() if not name.startswith(_NEEDED)}
     load_strictly(student, {**kept, **given}, use="student", source=f"student.init: {path}")
+    return weights_sha256(given.items())
 
 
 def inflated(weight: Tensor, tubelet_size: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,17 @@ SHORT_NAMES: Mapping[str, str] = {"image": "img", "video": "vid", "pixels": "pix
 """What is predicted to the suffix of its parameters; those of teachers are the official names."""
 
 
+class EncoderOptions(TypedDict):
+    """What students of both kinds are built with, besides their architecture; only grid and targets are needed."""
+
+    grid: TokenGrid
+    targets: Mapping[str, int]
+    patch_size: NotRequired[int]
+    tubelet_size: NotRequired[int]
+    drop_path: NotRequired[float]
+    checkpoint_activations: NotRequired[bool]
+
+
 class StudentEncoder(VideoEncoder):
     """The student without what predicts: an encoder and its final norm.
 
@@ -43,11 +54,11 @@ class StudentEncoder(VideoEncoder):
         arch: Arch,
         *,
         grid: TokenGrid,
-        patch_size: int,
-        tubelet_size: int,
         targets: Mapping[str, int],
-        drop_path: float,
-        checkpoint_activations: bool,
+        patch_size: int = 16,
+        tubelet_size: int = 2,
+        drop_path: float = 0.0,
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__(
             arch,
@@ -112,28 +123,9 @@ class Student(StudentEncoder):
     `pos_embed`, `pos_embed_img` and so on are buffers: stored, never trained. Mask tokens are parameters (1, 1, D).
     """
 
-    def __init__(
-        self,
-        arch: Arch,
-        *,
-        grid: TokenGrid,
-        patch_size: int = 16,
-        tubelet_size: int = 2,
-        targets: Mapping[str, int],
-        decoder: Arch,
-        drop_path: float = 0.0,
-        checkpoint_activations: bool = False,
-    ) -> None:
+    def __init__(self, arch: Arch, *, decoder: Arch, **options: Unpack[EncoderOptions]) -> None:
         """`targets` maps `image`, `video`, `pixels`, `momentum` to widths; only the decoders of those are built."""
-        super().__init__(
-            arch,
-            grid=grid,
-            patch_size=patch_size,
-            tubelet_size=tubelet_size,
-            targets=targets,
-            drop_path=drop_path,
-            checkpoint_activations=checkpoint_activations,
-        )
+        super().__init__(arch, **options)
         self.decoder_arch = decoder
         for name, width in self.targets.items():
             self._add_decoder(SHORT_NAMES[name], width)
@@ -213,45 +205,19 @@ class Student(StudentEncoder):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Student:
         """The inverse of `config`, with fresh weights."""
-        return cls(
-            Arch(**config["arch"]),
-            grid=TokenGrid(**config["grid"]),
-            patch_size=config["patch_size"],
-            tubelet_size=config["tubelet_size"],
-            targets=config["targets"],
-            decoder=Arch(**config["decoder"]),
-            drop_path=config["drop_path"],
-        )
+        return cls(Arch(**config["arch"]), decoder=Arch(**config["decoder"]), **_options_in(config))
 
 
 class PerTokenStudent(StudentEncoder):
     """Per-token distillation (paper, table 10): sees every token; a projector predicts each target at every token.
 
-    Projectors are named `projector_img` and `projector_vid`.
+    A target's projector is named by its suffix in `SHORT_NAMES`, such as `projector_img`.
     """
 
     def __init__(
-        self,
-        arch: Arch,
-        *,
-        grid: TokenGrid,
-        patch_size: int = 16,
-        tubelet_size: int = 2,
-        targets: Mapping[str, int],
-        projector_depth: int,
-        projector_width: int,
-        drop_path: float = 0.0,
-        checkpoint_activations: bool = False,
+        self, arch: Arch, *, projector_depth: int, projector_width: int, **options: Unpack[EncoderOptions]
     ) -> None:
-        super().__init__(
-            arch,
-            grid=grid,
-            patch_size=patch_size,
-            tubelet_size=tubelet_size,
-            targets=targets,
-            drop_path=drop_path,
-            checkpoint_activations=checkpoint_activations,
-        )
+        super().__init__(arch, **options)
         self.projector_depth, self.projector_width = projector_depth, projector_width
         for name, width in self.targets.items():
             projector = Projector(arch.width, projector_width, width, projector_depth)
@@ -285,14 +251,21 @@ class PerTokenStudent(StudentEncoder):
         """The inverse of `config`, with fresh weights."""
         return cls(
             Arch(**config["arch"]),
-            grid=TokenGrid(**config["grid"]),
-            patch_size=config["patch_size"],
-            tubelet_size=config["tubelet_size"],
-            targets=config["targets"],
             projector_depth=config["projector"]["depth"],
             projector_width=config["projector"]["width"],
-            drop_path=config["drop_path"],
+            **_options_in(config),
         )
+
+
+def _options_in(config: Mapping[str, Any]) -> EncoderOptions:
+    """Of what `StudentEncoder.config` gave."""
+    return {
+        "grid": TokenGrid(**config["grid"]),
+        "patch_size": config["patch_size"],
+        "tubelet_size": config["tubelet_size"],
+        "targets": config["targets"],
+        "drop_path": config["drop_path"],
+    }
 
 
 # ---- of a recipe -------------------------------------------------------------------------------------------------
@@ -305,16 +278,7 @@ def build_student(section: StudentSection, view: ViewSection, targets: Mapping[s
         targets: what is predicted (`image`, `video`, `pixels`, `momentum`) to its width.
     """
     arch = encoder_arch(section)
-    return Student(
-        arch,
-        grid=view.grid,
-        patch_size=view.patch_size,
-        tubelet_size=view.tubelet_size,
-        targets=targets,
-        decoder=decoder_arch(section.decoder, arch),
-        drop_path=section.drop_path,
-        checkpoint_activations=section.checkpoint_activations,
-    )
+    return Student(arch, decoder=decoder_arch(section.decoder, arch), **_options_of(section, view, targets))
 
 
 def student_of(recipe: DistillRecipe, widths: Mapping[TeacherName, int]) -> Student | PerTokenStudent:
@@ -334,12 +298,18 @@ def student_of(recipe: DistillRecipe, widths: Mapping[TeacherName, int]) -> Stud
     arch, projector = encoder_arch(section), section.projector
     return PerTokenStudent(
         arch,
-        grid=view.grid,
-        patch_size=view.patch_size,
-        tubelet_size=view.tubelet_size,
-        targets=targets,
         projector_depth=projector.depth,
         projector_width=projector.width or arch.width,
-        drop_path=section.drop_path,
-        checkpoint_activations=section.checkpoint_activations,
+        **_options_of(section, view, targets),
     )
+
+
+def _options_of(section: StudentSection, view: ViewSection, targets: Mapping[str, int]) -> EncoderOptions:
+    return {
+        "grid": view.grid,
+        "patch_size": view.patch_size,
+        "tubelet_size": view.tubelet_size,
+        "targets": targets,
+        "drop_path": section.drop_path,
+        "checkpoint_activations": section.checkpoint_activations,
+    }

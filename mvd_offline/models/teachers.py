@@ -31,6 +31,7 @@ from mvd_offline.recipe import TeacherName, TeacherSection, ViewSection
 TeacherPrecision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 LAYER = "last_block_before_norm"
+POOLING = "mean_over_tokens"
 NORMALISATION = {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
 IMAGE_POSITIONS = "sincos_2d"
 
@@ -46,9 +47,11 @@ class Teacher(nn.Module, ABC):
     Attributes:
         name: `image` or `video`.
         arch, width, grid, image_size, frames, patch_size, tubelet_size: its sizes.
+        pooled: gives the mean over all tokens, (B, 1, D), in place of them.
     """
 
     name: TeacherName
+    pooled: bool = False
 
     def __init__(
         self,
@@ -78,6 +81,11 @@ class Teacher(nn.Module, ABC):
         return self.arch.width
 
     @property
+    def tokens(self) -> int:
+        """How many it gives for a clip."""
+        return 1 if self.pooled else self.grid.num_tokens
+
+    @property
     @abstractmethod
     def positions(self) -> str:
         """Name of the position table."""
@@ -92,7 +100,8 @@ class Teacher(nn.Module, ABC):
                 "render the view at the teacher's image_size"
             )
         with torch.no_grad(), self._autocast(video):
-            return self._features(video).float()
+            features = self._features(video).float()
+        return features.mean(dim=1, keepdim=True) if self.pooled else features
 
     @abstractmethod
     def _features(self, video: Tensor) -> Tensor:
@@ -116,6 +125,7 @@ class Teacher(nn.Module, ABC):
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides this teacher's features for given pixels, as plain JSON values."""
+        pooling = {"pooling": POOLING} if self.pooled else {}
         return {
             "kind": self.name,
             "architecture": {**asdict(self.arch), "patch": self.patch_size},
@@ -126,6 +136,7 @@ class Teacher(nn.Module, ABC):
             "tubelet": self.tubelet_size,
             "precision": self.precision,
             "normalisation": NORMALISATION,
+            **pooling,
         }
 
 

@@ -4,12 +4,13 @@ A recipe is parsed once; nothing downstream asks a dictionary for a default. Unk
 with the nearest known name, `a.b=c` strings override, and the resolved recipe is saved in the run.
 """
 
+from mvd_offline.recipe.augmenting import AugmentSection, ErasingSection, MixingSection, RandAugmentSection
 from mvd_offline.recipe.kinds import (
-    AugmentSection,
     ClassifierSection,
     ClipSection,
     DistillRecipe,
     EvaluationSection,
+    FinetuneQuirkSection,
     FinetuneRecipe,
     PretrainModelSection,
     PretrainRecipe,
@@ -41,6 +42,7 @@ from mvd_offline.recipe.sections import (
     PixelSection,
     Positive,
     Precision,
+    ProbeSection,
     ProjectorSection,
     QuirkSection,
     Section,
@@ -65,11 +67,14 @@ __all__ = [
     "DistillRecipe",
     "EmaSection",
     "EncoderSection",
+    "ErasingSection",
     "EvaluationSection",
+    "FinetuneQuirkSection",
     "FinetuneRecipe",
     "Fraction",
     "LossSection",
     "MaskSection",
+    "MixingSection",
     "MomentumSection",
     "OptimSection",
     "PixelSection",
@@ -77,8 +82,10 @@ __all__ = [
     "Precision",
     "PretrainModelSection",
     "PretrainRecipe",
+    "ProbeSection",
     "ProjectorSection",
     "QuirkSection",
+    "RandAugmentSection",
     "Recipe",
     "Section",
     "StoreSection",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from mvd_offline.recipe.augmenting import AugmentSection, MixingSection
 from mvd_offline.recipe.sections import (
     TEACHER_NAMES,
     Arch,
@@ -21,6 +22,7 @@ from mvd_offline.recipe.sections import (
     OptimSection,
     PixelSection,
     Positive,
+    ProbeSection,
     QuirkSection,
     Section,
     StoreSection,
@@ -52,6 +54,7 @@ class DistillRecipe(Section):
     optim: OptimSection = OptimSection()
     training: TrainingSection = TrainingSection()
     quirks: QuirkSection = QuirkSection()
+    probe: ProbeSection | None = None
 
     @property
     def active_teachers(self) -> tuple[TeacherName, ...]:
@@ -121,16 +124,6 @@ class PretrainRecipe(Section):
     training: TrainingSection = TrainingSection()
 
 
-class AugmentSection(Section):
-    """Training augmentation of fine-tuning, one draw a clip."""
-
-    area: tuple[float, float] = (0.08, 1.0)
-    """Share of the frame that a random resized crop covers."""
-    aspect: tuple[float, float] = (0.75, 4 / 3)
-    flip: Fraction | Literal[1] = 0.5
-    """Probability of a horizontal flip; 0 for Something-Something."""
-
-
 class ClassifierSection(EncoderSection):
     """The fine-tuned model: encoder, mean over tokens, LayerNorm, dropout, linear head."""
 
@@ -138,6 +131,8 @@ class ClassifierSection(EncoderSection):
     drop_path: Fraction = 0.1
     head_dropout: Fraction = 0.0
     head_init_scale: Annotated[float, Field(gt=0.0)] = 0.001
+    checkpoint_activations: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
 
 
 class ClipSection(ClipGeometry):
@@ -151,8 +146,19 @@ class EvaluationSection(Section):
     """The multi-view test: softmax averaged over segments x crops."""
 
     segments: Positive = 5
-    crops: Literal[1, 3] = 3
+    """Clips of a video, spread over its length; one is taken from its middle."""
+    crops: Positive = 3
+    """Squares along the long side of a frame; one is cut from its middle."""
     batch_size: Positive = 16
+    """Most views of one forward pass; those of several videos where they fit."""
+
+
+class FinetuneQuirkSection(Section):
+    """The released code's behaviour where it differs from what its paper or names suggest."""
+
+    cutmix_in_time: bool = False
+    """The released code cuts the box of CutMix out of frames and rows instead of rows and columns: about 40 % of its
+    boxes change a clip at all, while labels are mixed by the area that the box should have had."""
 
 
 class FinetuneRecipe(Section):
@@ -163,9 +169,12 @@ class FinetuneRecipe(Section):
     clip: ClipSection = ClipSection()
     model: ClassifierSection
     augment: AugmentSection = AugmentSection()
+    mixing: MixingSection | None = None
     label_smoothing: Fraction = 0.1
+    ema: EmaSection | None = None
     optim: OptimSection = OptimSection(epochs=75, warmup_epochs=5, betas=(0.9, 0.999), layer_decay=0.75)
     training: TrainingSection = TrainingSection()
+    quirks: FinetuneQuirkSection = FinetuneQuirkSection()
     evaluation: EvaluationSection = EvaluationSection()
 
 

@@ -152,7 +152,8 @@ def _explain(error: ValidationError, model: type[BaseModel], origin: str) -> str
         if item["type"] == "extra_forbidden":
             known = _known_keys(model, path[:-1])
             near = difflib.get_close_matches(path[-1], known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+            hint = f"; did you mean {near[0]}? Keys of this section:" if near else "; keys of this section:"
+            hint += f" {', '.join(known)}"
             lines.append(f"{dotted} is no known key{hint}")
         elif item["type"] == "missing":
             lines.append(f"{dotted} is missing")

@@ -232,10 +232,26 @@ class MomentumSection(Section):
 
 
 class EmaSection(Section):
-    """A moving average of the student's weights, saved beside it as `student_ema.safetensors`."""
+    """A moving average of the weights, saved as `student_ema.safetensors` or `classifier_ema.safetensors`."""
 
     decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9999
     """Of each optimiser step."""
+
+
+class ProbeSection(Section):
+    """Probes of the student every so many epochs and at the end, on frozen features: how good it is, in minutes.
+
+    They change nothing of the training. Their accuracies are in the metrics, as `probe/linear_top1` and so on.
+    """
+
+    train: str
+    """Catalog of labelled videos to fit on. Its clips are decoded each time: some ten thousand are plenty."""
+    test: str
+    """Catalog of labelled videos, of the same classes, to test on."""
+    kinds: Annotated[tuple[Literal["linear", "knn"], ...], Field(min_length=1)] = ("linear", "knn")
+    """`linear`: logistic regression on mean tokens. `knn`: the 20 nearest training clips vote."""
+    every_epochs: Annotated[float, Field(gt=0.0)] = 10
+    """A checkpoint is saved before each."""
 
 
 # ---- optimisation ------------------------------------------------------------------------------------------------

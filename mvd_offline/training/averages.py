@@ -50,6 +50,17 @@ class Average:
             buffer.copy_(_whole(buffers[name]))
 
 
+@torch.no_grad()
+def copy_weights(source: nn.Module, module: nn.Module) -> None:
+    """Give `module` the parameters and buffers of the same names in `source`, which FSDP may hold in parts.
+
+    All processes call it; `module` is whole in each.
+    """
+    tensors = dict([*source.named_parameters(), *source.named_buffers()])
+    for name, ours in [*module.named_parameters(), *module.named_buffers()]:
+        ours.copy_(_whole(tensors[name]))
+
+
 def constant(decay: float) -> Callable[[float], float]:
     """The same decay in every step."""
     return lambda epoch: decay

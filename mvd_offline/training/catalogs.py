@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from rich.console import Console
 
-from mvd_offline.errors import UsageError
+from mvd_offline.errors import UsageError, VideoError
 from mvd_offline.training.order import epoch_order
 from mvd_offline.video.catalog import Catalog, Video
+from mvd_offline.video.files import size_and_mtime
+
+_LOOKS_AT_A_TIME = 32
+_LISTED = 5
 
 
 class CatalogRows:
@@ -19,7 +27,8 @@ class CatalogRows:
 
     Attributes:
         videos, root, classes: of the catalog; `videos` holds readable ones only.
-        left_out: (video_id, reason) of the others.
+        unreadable: the others.
+        left_out: (video_id, reason) of them.
         source: sha256 over video ids, file hashes and labels: the data's identity.
     """
 
@@ -27,7 +36,8 @@ class CatalogRows:
         catalog = Catalog.read(path)
         self.root, self.classes = catalog.root, catalog.classes
         self.videos: tuple[Video, ...] = tuple(video for video in catalog.videos if video.status == "ok")
-        self.left_out = [(v.video_id, v.detail or v.status) for v in catalog.videos if v.status != "ok"]
+        self.unreadable: tuple[Video, ...] = tuple(video for video in catalog.videos if video.status != "ok")
+        self.left_out = [(video.video_id, video.detail or video.status) for video in self.unreadable]
         if not self.videos:
             raise UsageError(f"{path} has no readable video among {len(catalog.videos)}; scan the videos again.")
         digest = hashlib.sha256()
@@ -40,8 +50,8 @@ class CatalogRows:
         rows = np.arange(len(self.videos))
         return epoch_order([rows], source=self.source, seed=seed, epoch=epoch, window=1)
 
-    def require_labels(self, classes: int) -> None:
-        """The catalog has `classes` classes, and every video a label below that.
+    def require_labels(self, classes: int, videos: Sequence[Video] | None = None) -> None:
+        """The catalog has `classes` classes, and every video a label below that; `videos` or those that can be read.
 
         Raises:
             UsageError: gives both numbers, or names the first video whose label does not fit.
@@ -51,13 +61,50 @@ class CatalogRows:
                 f"{self._path} has {len(self.classes)} classes and model.classes is {classes}; "
                 f"--set model.classes={len(self.classes)}, or give the catalog of the other data set."
             )
-        for video in self.videos:
+        for video in self.videos if videos is None else videos:
             if not 0 <= video.label < classes:
                 raise UsageError(
                     f"{self._path}: video {video.video_id} has label {video.label}"
                     f"{' (none was listed)' if video.label < 0 else ''}; model.classes is {classes}, so labels are 0 "
                     f"to {classes - 1}. Scan a list with labels, or --set model.classes to the number of classes."
                 )
+
+
+def changed_files(videos: Sequence[Video], root: Path, accelerator: Accelerator) -> dict[str, str]:
+    """Reasons, by video id, of files that are gone or have another size than the scan saw.
+
+    Every process calls this and looks at its share of them.
+    """
+
+    def reason(video: Video) -> str | None:
+        try:
+            size, _ = size_and_mtime(root / video.path)
+        except VideoError as error:
+            return error.reason
+        return None if size == video.size else f"it has {size} bytes now, and had {video.size} when it was scanned"
+
+    mine = videos[accelerator.process_index :: accelerator.num_processes]
+    # On a network drive a look takes a while, but many at a time take hardly longer than one.
+    with ThreadPoolExecutor(_LOOKS_AT_A_TIME) as pool:
+        found = {video.video_id: why for video, why in zip(mine, pool.map(reason, mine), strict=True) if why}
+    return {video_id: why for part in gather_object([found]) for video_id, why in part.items()}
+
+
+def require_files(rows: CatalogRows, catalog: Path, accelerator: Accelerator) -> None:
+    """Every video is there as the scan saw it; called by all processes.
+
+    Raises:
+        UsageError: gives the number of those that are not, and lists the first ones.
+    """
+    changed = sorted(changed_files(rows.videos, rows.root, accelerator).items())
+    if changed:
+        listed = "; ".join(f"{video_id}: {why}" for video_id, why in changed[:_LISTED])
+        more = f"; and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
+        raise UsageError(
+            f"{catalog}: {len(changed)} of its {len(rows.videos)} videos below {rows.root} are not as they were when "
+            f"they were scanned ({listed}{more}). Put them back, or scan the videos again: what the scan cannot read "
+            "is left out."
+        )
 
 
 def say_left_out(rows: CatalogRows) -> None:

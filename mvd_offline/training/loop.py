@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -22,20 +21,19 @@ from mvd_offline.recipe import OptimSection, QuirkSection, TrainingSection
 from mvd_offline.shards.atomic import clean_folder
 from mvd_offline.training.averages import Average
 from mvd_offline.training.feeding import Batch, Requests, read_batches, to_device
+from mvd_offline.training.interludes import Interlude, Interludes
 from mvd_offline.training.launch import prepare
 from mvd_offline.training.metrics import Meter, MetricsWriter
-from mvd_offline.training.optim import build_optimizer, learning_rate, set_learning_rate
+from mvd_offline.training.optim import build_optimizer, set_learning_rate
 from mvd_offline.training.order import BatchRequest, BatchShape
+from mvd_offline.training.schedule import NO_QUIRKS, Schedule
 from mvd_offline.training.snapshot import put_back, take_snapshot
 from mvd_offline.training.state import Checkpoints, Position, RunIdentity
 from mvd_offline.training.step import StepLosses, clip_gradients, gradient_norm
 from mvd_offline.training.stopping import StopSignals, stop_requested
 from mvd_offline.training.timing import Timing, TrainingSummary
 
-__all__ = ["Batch", "Schedule", "Task", "TrainingSummary", "batches_of", "check_launch", "train"]
-
-NO_QUIRKS = QuirkSection()
-"""What pretraining and fine-tuning train with: no leftovers, and a floor that scales with the batch."""
+__all__ = ["Batch", "Task", "TrainingSummary", "batches_of", "check_launch", "train"]
 
 
 class Task(Protocol):
@@ -70,42 +68,6 @@ class Task(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Steps of a run, from epochs."""
-
-    steps_per_epoch: int
-    warmup_steps: int
-    total_steps: int
-    stop_step: int
-    checkpoint_every: int
-
-    @classmethod
-    def of(cls, samples: int, optim: OptimSection, training: TrainingSection) -> Schedule:
-        steps = samples // optim.batch_size
-        if not steps:
-            raise UsageError(
-                f"an epoch has {samples} usable samples, fewer than one batch of {optim.batch_size}; "
-                f"--set optim.batch_size to at most {samples}, or add videos."
-            )
-        return cls(
-            steps_per_epoch=steps,
-            warmup_steps=round(optim.warmup_epochs * steps),
-            total_steps=round(optim.epochs * steps),
-            stop_step=round((optim.stop_after_epochs or optim.epochs) * steps),
-            checkpoint_every=max(1, round(training.checkpoint_every_epochs * steps)),
-        )
-
-    def learning_rate(self, step: int, optim: OptimSection, quirks: QuirkSection = NO_QUIRKS) -> float:
-        return learning_rate(
-            step,
-            peak=optim.peak_lr,
-            floor=quirks.floor_lr(optim),
-            warmup_steps=self.warmup_steps,
-            total_steps=self.total_steps,
-        )
-
-
 def train(
     task: Task,
     optim: OptimSection,
@@ -114,6 +76,7 @@ def train(
     run: Path,
     accelerator: Accelerator,
     quirks: QuirkSection = NO_QUIRKS,
+    interlude: Interlude | None = None,
 ) -> TrainingSummary:
     """Train `task` until its schedule ends, going on from the newest checkpoint of the run folder.
 
@@ -136,13 +99,17 @@ def train(
     meter, step, logged = Meter(position.meter_sums, position.meter_count), position.step, dict[str, float]()
     losses, timing = StepLosses(), Timing(device, step=step, batch_size=optim.batch_size)
     requests = _requests(task, position, schedule, shape, accelerator)
+    interludes = Interludes(interlude, schedule, accelerator)
 
     with (
         StopSignals(speak=main) as signals,
         MetricsWriter(run, resume_step=step, tensorboard=training.tensorboard, enabled=main) as writer,
         WorkProgress(task.title, schedule.stop_step, unit="steps", done=step, enabled=main) as progress,
     ):
-        for request, read in read_batches(task.reader, requests, training, device):
+        # What is due at the checkpoint that the run goes on from, where a kill came before it.
+        interrupted = not interludes.hold(step, writer)
+        timing.leave_out()
+        for request, read in () if interrupted else read_batches(task.reader, requests, training, device):
             timing.lap("data")
             batch = to_device(read, device)
             timing.lap("transfer")
@@ -181,15 +148,17 @@ def train(
                 note = f"loss {logged['loss']:.4f}  {seconds['samples_per_second']:.1f} clips/s"
             progress.reach(step, note)
 
-            # Save.
-            if step % schedule.checkpoint_every == 0 or step == schedule.stop_step:
+            # Save; then look at what was saved.
+            if step % schedule.checkpoint_every == 0 or step == schedule.stop_step or interludes.due(step):
                 state.save(_position_after(step, schedule, meter))
             timing.lap("save")
-            if stop:
+            interrupted = not interludes.hold(step, writer, stop=stop)
+            timing.leave_out()
+            if stop or interrupted:
                 break
 
         # Asked to stop: after a step, or where the data of the next epoch is waited for.
-        if step < schedule.stop_step:
+        if interrupted or step < schedule.stop_step:
             state.save(_position_after(step, schedule, meter))
             raise TrainingStopped(run, step, schedule.stop_step, signals.names)
     return timing.summary(step, logged)

@@ -44,6 +44,12 @@ class Stopwatch:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._mark
         self._mark = now
 
+    def skip(self) -> float:
+        """Attribute the time since the last call to nothing; returns it."""
+        now = time.perf_counter()
+        passed, self._mark = now - self._mark, now
+        return passed
+
     def take(self) -> dict[str, float]:
         seconds, self.seconds = self.seconds, {}
         return seconds
@@ -91,6 +97,12 @@ class MetricsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def has(self, step: int, prefix: str) -> bool:
+        """Whether a line of this step holds a value whose name begins so."""
+        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
+        records = (json.loads(line) for line in lines)
+        return any(record["step"] == step and any(key.startswith(prefix) for key in record) for record in records)
 
     def write(self, record: dict[str, Any]) -> None:
         if self._file is None:

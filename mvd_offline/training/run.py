@@ -18,15 +18,16 @@ IDENTITY_FILE = "identity.json"
 FREE = ("training.workers", "training.prefetch_batches", "training.log_every_steps", "training.keep_last",
         "training.checkpoint_every_epochs", "training.pixel_check_fraction", "training.tensorboard",
         "optim.micro_batch_size", "optim.stop_after_epochs",
-        "student.checkpoint_activations", "student.compile",
-        "teachers.image.weights", "teachers.video.weights")  # fmt: skip
+        "student.checkpoint_activations", "student.compile", "model.checkpoint_activations",
+        "teachers.image.weights", "teachers.video.weights",
+        "probe.train", "probe.test", "probe.kinds", "probe.every_epochs")  # fmt: skip
 
 
 def open_run(run: Path, recipe: Recipe, identity: dict[str, str], *, main: bool) -> None:
     """Start a run folder, or check that a started one belongs to this recipe and this data.
 
     Args:
-        identity: what names the data: store id, plan hash, column ids, catalog hashes.
+        identity: what names the data: store id, plan hash, column ids, catalog hashes; and the weights it starts from.
         main: whether this process writes.
 
     Raises:
@@ -71,8 +72,8 @@ def _check_identity(run: Path, identity: dict[str, str]) -> None:
         if started.get(field) != identity.get(field):
             raise IdentityError(
                 f"{run} was started on other data: {field} was {started.get(field)!r} and is {identity.get(field)!r} "
-                "now. "
-                "Give the store or the catalogs that the run was started with, or another folder as --run."
+                "now. Give the store, the catalogs or the weights that the run was started with, or another folder as "
+                "--run."
             )
 
 

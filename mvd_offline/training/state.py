@@ -62,6 +62,10 @@ class Checkpoints:
     def __init__(self, run: Path, keep_last: int) -> None:
         self.folder, self.keep_last = run / "checkpoints", keep_last
 
+    def exist(self) -> bool:
+        """Whether there are any, sound or not."""
+        return bool(self._all())
+
     def newest_sound(self) -> Path | None:
         """The newest checkpoint whose files are as they were written; None where there is none at all.
 

@@ -47,6 +47,12 @@ class Timing:
             event.record()
             self._events.append((phase, event))
 
+    def leave_out(self) -> None:
+        """The time since the last call was spent on something else than training: it counts nowhere."""
+        self._began += self._watch.skip()
+        if self._on_gpu:
+            self.lap("elsewhere")
+
     def line(self, step: int) -> dict[str, float]:
         """The means since the last line: rates, and seconds of one step by phase.
 

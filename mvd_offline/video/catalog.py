@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 from collections import Counter
@@ -79,6 +80,18 @@ class Catalog:
     @cached_property
     def by_id(self) -> dict[str, Video]:
         return {video.video_id: video for video in self.videos}
+
+    def find(self, video_id: str) -> Video:
+        """A video by its id.
+
+        Raises:
+            UsageError: no such id; names the nearest.
+        """
+        if video_id not in self.by_id:
+            near = difflib.get_close_matches(video_id, self.by_id, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"its {len(self.videos)} videos are named by path below root"
+            raise UsageError(f"the catalog of {self.root} holds no video {video_id}; {hint}")
+        return self.by_id[video_id]
 
     @property
     def counts(self) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 decord addresses frames by number but seeks to a keyframe by the keyframe's place in *decoding* order. Where that is not
 its place in display order (open groups of pictures, edit lists, AVI with B-frames) it returns another frame without a
-word, so such files are read by PyAV. Where both readers are exact, their pixels are identical bit for bit.
+word, so such files are read by PyAV. Where both readers are exact, their pixels are identical bit for bit. MP4 files of
+keyframes alone are read by PyAV as well, which there decodes just the frames that are asked for.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def probe(path: str | Path) -> VideoInfo:
         return VideoInfo(frames=1, fps=0.0, width=width, height=height, decoder="pillow")
     check_regular(path)
     index = read_packet_index(path)
-    reader: Reader = "decord" if index.seeks_exactly and _decord_agrees(path, index) else "pyav"
+    reader: Reader = "decord" if _suits_decord(index) and _decord_agrees(path, index) else "pyav"
     frames = index.frames
     try:
         ends = decode(path, (0, frames - 1), reader=reader)
@@ -117,7 +118,7 @@ def decode(path: str | Path, indices: Sequence[int], *, reader: Reader | None = 
         return _decode_image(path, wanted, inverse)
     check_regular(path)
     if reader is None:
-        reader = "decord" if read_packet_index(path).seeks_exactly else "pyav"
+        reader = "decord" if _suits_decord(read_packet_index(path)) else "pyav"
     failure: VideoError | None = None
     if reader == "decord":
         result = _decode_with_decord(path, wanted)
@@ -145,6 +146,11 @@ def _decode_with_decord(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uin
         return VideoError(str(path), clean_reason(str(error), path), decoder=decoder_version("decord"))
     finally:
         del reader  # closes the file now, not at some later collection
+
+
+def _suits_decord(index: PacketIndex) -> bool:
+    # After each of its seeks decord decodes ahead: a clip of a video of keyframes costs it twice PyAV's processor time.
+    return index.seeks_exactly and not index.stands_alone
 
 
 def _decord_agrees(path: Path, index: PacketIndex) -> bool:

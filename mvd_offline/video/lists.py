@@ -207,7 +207,7 @@ def parse_ucf101(source: Path, root: Path) -> Listing:
         if match["label"] is not None and int(match["label"]) - 1 != label:
             raise _malformed(source, number, line, f"the number {label + 1} that classInd.txt gives {match['name']}")
         videos.add(match["path"], label, match["name"], number)
-    return videos.listing(_names(labels))
+    return videos.listing(_names(labels, f"{index} (numbers from 1)"))
 
 
 def parse_hmdb51(source: Path, root: Path, split: int, subset: Subset) -> Listing:
@@ -221,6 +221,9 @@ def parse_hmdb51(source: Path, root: Path, split: int, subset: Subset) -> Listin
     files = {match["label"]: path for path, match in matches if match is not None and int(match["split"]) == split}
     if not files:
         raise UsageError(f"{source}: no file <class>_test_split{split}.txt; HMDB51 has splits 1, 2 and 3")
+    if missing := {match["label"] for _, match in matches if match is not None} - files.keys():
+        # Without it all later classes would have other numbers than in the other splits.
+        raise UsageError(f"{source}: no file {min(missing)}_test_split{split}.txt, but one of another split")
     videos = _Collector(source, root)
     wanted = {"train": "1", "test": "2"}[subset]
     for label, (name, path) in enumerate(sorted(files.items())):
@@ -240,7 +243,8 @@ def parse_ssv2(source: Path, root: Path) -> Listing:
     A template without its brackets is a key of the labels. Files are `<id>.webm`, or `<id>.mp4` once converted.
     """
     entries = _json(source, list, 'a list of {"id": "78687", "template": "..."}')
-    labels = _ssv2_labels(source.parent)
+    labels, labels_file = _ssv2_labels(source.parent)
+    names = _names(labels, f"{labels_file} (numbers from 0)")
     videos = _Collector(source, root)
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not re.fullmatch(r"\w+", str(entry.get("id", ""))):
@@ -251,15 +255,15 @@ def parse_ssv2(source: Path, root: Path) -> Listing:
         webm = f"{entry['id']}.webm"
         path = webm if (root / webm).exists() else f"{entry['id']}.mp4"
         videos.add(path, labels.get(name, -1), name, number)
-    return videos.listing(_names(labels))
+    return videos.listing(names)
 
 
-def _ssv2_labels(folder: Path) -> dict[str, int]:
+def _ssv2_labels(folder: Path) -> tuple[dict[str, int], Path]:
     for name in ("something-something-v2-labels.json", "labels.json"):
         if (folder / name).is_file():
             labels = _json(folder / name, dict, 'an object of "label": "number"')
             try:
-                return {str(label): int(number) for label, number in labels.items()}
+                return {str(label): int(number) for label, number in labels.items()}, folder / name
             except (TypeError, ValueError):
                 raise UsageError(f"{folder / name}: expected a number for each label") from None
     raise UsageError(f"{folder}: neither something-something-v2-labels.json nor labels.json is there")
@@ -360,8 +364,16 @@ def _json(path: Path, kind: type, expected: str) -> Any:
     return data
 
 
-def _names(labels: dict[str, int]) -> tuple[str, ...]:
-    return tuple(sorted(labels, key=lambda name: labels[name]))
+def _names(labels: dict[str, int], where: str) -> tuple[str, ...]:
+    """The names of labels 0, 1, ...: the place of a name is its label."""
+    names = tuple(sorted(labels, key=lambda name: labels[name]))
+    for label, name in enumerate(names):
+        if labels[name] != label:
+            what = "twice" if labels[name] < label else "after a gap"
+            raise UsageError(
+                f"{where}: the {len(names)} classes are numbered one by one, and {name!r} has a number {what}"
+            )
+    return names
 
 
 def _malformed(path: Path, number: int, line: str, expected: str) -> UsageError:

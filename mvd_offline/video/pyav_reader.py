@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.errors import VideoError
+from mvd_offline.video.keyframes import indexed_keyframes
 from mvd_offline.video.packets import PYAV, display_ranks, list_packets, open_best_stream
 
 NumberedFrames: TypeAlias = Generator[tuple[int, Any], None, None]
@@ -23,8 +24,12 @@ def decode_with_pyav(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uint8]
         VideoError: naming the frame that failed.
     """
     found: list[NDArray[np.uint8]] = []
-    with suppress(VideoError):  # a seek into the middle may fail where reading from the start does not
-        found = _collect(path, wanted, _frames_after_seek(path, int(wanted[0])))
+    # A seek into the middle may fail where reading from the start does not.
+    with suppress(VideoError):
+        found = _collect(path, wanted, indexed_keyframes(path, wanted))
+    if len(found) < len(wanted):
+        with suppress(VideoError):
+            found = _collect(path, wanted, _frames_after_seek(path, int(wanted[0])))
     if len(found) < len(wanted):
         found = _collect(path, wanted, _frames_from_start(path))
     if len(found) < len(wanted):
@@ -38,6 +43,19 @@ def decode_with_pyav(path: Path, wanted: NDArray[np.int64]) -> NDArray[np.uint8]
 def count_with_pyav(path: Path) -> int:
     """Frames that come out of the whole video; raises VideoError where one does not decode."""
     return sum(1 for _ in _frames_from_start(path))
+
+
+def all_frames_with_pyav(path: Path) -> Generator[NDArray[np.uint8], None, None]:
+    """Every frame from the first to the last, uint8 (H, W, 3), one at a time.
+
+    Raises:
+        VideoError: naming the first frame that does not decode.
+    """
+    with closing(_frames_from_start(path)) as numbered:
+        for number, frame in numbered:
+            if frame.is_corrupt:
+                raise VideoError(str(path), "the frame is damaged", frame=number, decoder=PYAV)
+            yield _upright(frame)
 
 
 def _collect(path: Path, wanted: NDArray[np.int64], numbered: NumberedFrames) -> list[NDArray[np.uint8]]:

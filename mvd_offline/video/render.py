@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import xxhash
@@ -15,7 +15,7 @@ from PIL import Image
 
 from mvd_offline.errors import VideoError
 from mvd_offline.video.crops import CropBox
-from mvd_offline.video.decode import Reader, decode
+from mvd_offline.video.decode import Decoded, Reader, decode
 
 Resample: TypeAlias = Literal["bilinear_antialias", "bicubic_antialias", "bilinear"]
 """How a crop becomes the output's size. `bilinear_antialias`: PIL's bilinear, which averages when it shrinks (MVD's
@@ -76,22 +76,44 @@ def render_sizes(
     """One `Rendered` for each size, keyed by it, all from the same decode and the same crop."""
     if view.status != "ok":
         raise VideoError(view.path, view.detail or view.status, status=view.status)
+    decoded = decode_frames(view, view.frame_indices, root, reader=view.decoder)
+    cut = partial(crop_and_resize, decoded.frames, view.crop, flip=view.flip, resample=resample)
+    return {size: Rendered(cut(size, size), decoded.decoder) for size in image_sizes}
+
+
+class KnownVideo(Protocol):
+    """What a scan wrote down of a video: a row of a catalog, or a view."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+def decode_frames(video: KnownVideo, indices: Sequence[int], root: str | Path, *, reader: Reader | None) -> Decoded:
+    """Frames of a video whose size is known, in the order asked for.
+
+    Raises:
+        VideoError: the file is gone or does not decode, or its frames have another size than the scan saw. Paths in the
+            error are relative to `root`.
+    """
     try:
-        decoded = decode(Path(root) / view.path, view.frame_indices, reader=view.decoder)
+        decoded = decode(Path(root) / video.path, indices, reader=reader)
     except VideoError as error:
         raise VideoError(
-            view.path, error.reason, frame=error.frame, decoder=error.decoder, status=error.status
+            video.path, error.reason, frame=error.frame, decoder=error.decoder, status=error.status
         ) from None
     height, width = decoded.frames.shape[1:3]
-    if (width, height) != (view.width, view.height):
+    if (width, height) != (video.width, video.height):
         raise VideoError(
-            view.path,
-            f"frames are {width} x {height} pixels, but were {view.width} x {view.height} when the videos were "
+            video.path,
+            f"frames are {width} x {height} pixels, but were {video.width} x {video.height} when the videos were "
             "scanned: the file changed since; scan again (and plan again), or put the old file back",
             decoder=decoded.decoder,
         )
-    cut = partial(crop_and_resize, decoded.frames, view.crop, flip=view.flip, resample=resample)
-    return {size: Rendered(cut(size, size), decoded.decoder) for size in image_sizes}
+    return decoded
 
 
 def crop_and_resize(

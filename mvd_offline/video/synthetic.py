@@ -3,6 +3,9 @@
 A disc with one of four textures glides in one of four directions over a background that drifts elsewhere. The frame is
 a torus and the disc starts anywhere on it, so at every moment the disc's position has the same distribution for all
 motions: a single frame tells the texture and never the motion. Directions are not kept by a horizontal flip.
+
+The disc is lighter than the background throughout, so that what is hidden follows from what can be seen. With textures
+around the background's own grey, a small masked autoencoder predicts their mean for a thousand steps.
 """
 
 from __future__ import annotations
@@ -147,9 +150,9 @@ def _rolled(doubled: NDArray[Any], dx: int, dy: int) -> NDArray[Any]:
 
 
 def _background(width: int, height: int, stream: KeyedStream) -> NDArray[np.uint8]:
-    """Soft waves around mid grey, periodic in both directions so that they can drift for ever."""
+    """Soft waves around a dark grey, periodic in both directions so that they can drift for ever."""
     y, x = np.mgrid[0:height, 0:width]
-    image = np.full((height, width, 3), 128.0)
+    image = np.full((height, width, 3), 60.0)
     for _ in range(3):
         across, down = stream.below(5) - 2, stream.below(5) - 2
         wave = np.sin(2 * np.pi * (across * x / width + down * y / height) + stream.uniform(0, 2 * np.pi))
@@ -173,7 +176,7 @@ def _disc(width: int, height: int, texture: str, stream: KeyedStream) -> tuple[N
         "stripes": u % 1 < 0.5,
     }[texture]
     bright = np.array([stream.uniform(190, 255) for _ in range(3)])
-    dark = np.array([stream.uniform(0, 70) for _ in range(3)])
+    dark = np.array([stream.uniform(110, 150) for _ in range(3)])
     return np.where(light[..., None], bright, dark).astype(np.uint8), np.hypot(x, y) < radius
 
 

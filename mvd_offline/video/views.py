@@ -168,6 +168,11 @@ class Plan:
         """Every view that exists, ascending."""
         return self._table["view_id"].to_numpy()
 
+    @cached_property
+    def labels(self) -> NDArray[np.int32]:
+        """Label of each of `view_ids`; -1 where none is known."""
+        return self._table["label"].to_numpy()
+
     def __len__(self) -> int:
         """Number of views, gaps not counted."""
         return len(self._table)

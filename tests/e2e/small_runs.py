@@ -115,6 +115,11 @@ def fill(store: Path, *options: str) -> Path:
     return store
 
 
+def run_distill(recipe: Path, store: Path, run: Path, *options: str) -> int:
+    """Distil in this process; the command's exit status."""
+    return main(["distill", str(recipe), "--store", str(store), "--run", str(run), *options])
+
+
 def make_store(folder: Path) -> None:
     """`videos/`, `catalog.parquet`, and a finished float32 `store` of them."""
     make_videos(folder)
@@ -158,6 +163,13 @@ def launched(processes: int, *words: str | Path) -> list[str]:
     # Its --cpu would start one process, whatever the number; `started` says that the processes run on the CPU.
     options = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", str(port)]
     return [ACCELERATE, "launch", *options, "-m", "mvd_offline", *map(str, words)]
+
+
+def side_by_side(*commands: list[str]) -> list[list[str]]:
+    """The commands as the processes of one launch, each by itself as Slurm's srun starts them: none ends another."""
+    port = 20000 + os.getpid() % 20000
+    shared = f"WORLD_SIZE={len(commands)} LOCAL_WORLD_SIZE={len(commands)} MASTER_ADDR=127.0.0.1 MASTER_PORT={port}"
+    return [["env", f"RANK={n}", f"LOCAL_RANK={n}", *shared.split(), *words] for n, words in enumerate(commands)]
 
 
 @contextmanager

@@ -14,11 +14,13 @@ import torch
 from accelerate.state import AcceleratorState
 from small_runs import make_store, once, recipe_data, small_recipe, write_recipe
 
-from mvd_offline.accounting import REPORT_FILE, begin_launch, write_distill_report, write_report
+from mvd_offline.accounting import begin_launch, write_distill_report, write_report
+from mvd_offline.cli.common import hours_rows
 from mvd_offline.cli.main import main
 from mvd_offline.extraction.timekeeper import Timekeeper
+from mvd_offline.hours import REPORT_FILE, Figure, Hours
 from mvd_offline.local import ExtractionTime, Local, TeacherTime, read_local, write_local
-from mvd_offline.recipe import load_distill
+from mvd_offline.recipe import DistillRecipe, load_distill
 
 
 @pytest.fixture(autouse=True)
@@ -73,14 +75,24 @@ def test_a_run_that_went_on_has_all_its_hours(store: Path, tmp_path: Path, capsy
         "device_seconds": pytest.approx(seconds),
     }
     (extraction,) = read_local(store).extractions.values()
-    assert report["extraction_device_seconds"] == pytest.approx(extraction.seconds)
+    hours = report["hours"]
+    assert hours["cached"] == {"device_seconds": pytest.approx(seconds), "basis": "measured", "how": "this run"}
+    assert hours["extraction"]["device_seconds"] == pytest.approx(extraction.seconds)
     assert {name: taken.clips for name, taken in extraction.teachers.items()} == {"image": 24, "video": 24}
     teachers = sum(taken.seconds for taken in extraction.teachers.values())
     assert 0 < teachers < extraction.seconds
-    assert report["online_device_seconds"] == pytest.approx(seconds + 24 * teachers / 24)
-    assert report["teachers_device_seconds"] == {"image": None, "video": None}
-    assert "time of one device, measured: training" in printed
-    assert "estimated" in printed
+    assert hours["online"]["device_seconds"] == pytest.approx(seconds + 24 * teachers / 24)
+    assert {name: figure["basis"] for name, figure in hours["teachers"].items()} == {
+        "image": "unknown", "video": "unknown"
+    }  # fmt: skip
+    for told in (
+        "pretraining of the image teacher: unknown: known of a teacher in the run folder of `mvd-offline pretrain`",
+        "extraction: ",
+        "training on the store: ",
+        "training with online teachers: ",
+        ", estimated (this run, and",
+    ):
+        assert told in printed
 
     assert main([*command, "--set", "optim.stop_after_epochs=2"]) == 0
     assert report_of(run)["training"] == report["training"], "a finished run takes no more time"
@@ -92,10 +104,19 @@ def test_an_online_run_estimates_nothing(store: Path, tmp_path: Path) -> None:
     assert main(["distill", str(recipe), "--store", str(store), "--run", str(run)]) == 0
     report = report_of(run)
 
-    assert report["online_is_measured"]
-    assert report["extraction_device_seconds"] is None
-    assert report["online_device_seconds"] == report["training"]["device_seconds"] > 0
-    assert report["speedup"] is None
+    hours = report["hours"]
+    assert (hours["extraction"]["basis"], hours["cached"]["basis"], hours["online"]["basis"]) == (
+        "unknown", "unknown", "measured"
+    )  # fmt: skip
+    assert "bench step" in hours["cached"]["how"]
+    assert hours["online"]["device_seconds"] == report["training"]["device_seconds"] > 0
+    assert hours["speedup"] is None
+
+
+def hours_after(run: Path, recipe: DistillRecipe, store: Path) -> Hours:
+    hours = write_distill_report(run, recipe, [store]).hours
+    assert hours is not None
+    return hours
 
 
 def test_each_launch_counts_its_own_devices_and_lost_steps_are_counted_once(tmp_path: Path) -> None:
@@ -131,20 +152,32 @@ def test_the_pretraining_of_a_teacher_and_all_extractions_are_found(tmp_path: Pa
     write_local(store, Local(None, {"video": str(weights)}, {"a": taken[0], "b": taken[1]}))
     recipe = small_recipe({"loss": {"weights": {"image": 0, "video": 1}}, "teachers.video.weights": "moved.pth"})
 
-    report = write_distill_report(run, recipe, [store])
+    hours = hours_after(run, recipe, store)
 
-    assert report.teachers_device_seconds == {"video": 4 * 30.0}
-    assert report.extraction_device_seconds == 12
+    assert hours.teachers == {"video": Figure(4 * 30.0, "measured", str(teacher))}
+    assert hours.extraction.device_seconds == 12
     # 10 steps of 4 clips; 6 seconds of the teacher for 15 clips.
-    assert report.online_device_seconds == pytest.approx(4 * 5.0 + 40 * 6 / 15)
-    assert report.speedup == pytest.approx((20 + 16) / (20 + 12))
+    assert hours.online.device_seconds == pytest.approx(4 * 5.0 + 40 * 6 / 15)
+    assert hours.speedup == pytest.approx((20 + 16) / (20 + 12))
 
     begin_launch(teacher, Launched(4))
-    unfinished = write_distill_report(run, recipe, [store])
-    assert unfinished.teachers_device_seconds == {"video": None}, "its run goes on"
+    unfinished = hours_after(run, recipe, store).teachers["video"]
+    assert unfinished.basis == "unknown"
+    assert f"its run {teacher} is not at its end" in unfinished.how
 
-    both = load_distill(recipe_data())
-    assert write_distill_report(run, both, [store]).online_device_seconds is None, "the image teacher was never timed"
+    both = hours_after(run, load_distill(recipe_data()), store)
+    assert both.online == Figure(None, "unknown", both.online.how), "the image teacher was never timed"
+
+
+def test_what_learns_from_no_teacher_has_the_hours_of_its_training_alone(tmp_path: Path) -> None:
+    begin_launch(tmp_path, Launched(2))
+    (tmp_path / "metrics.jsonl").write_text(lines((10, 1.0)))
+    recipe = small_recipe({"teachers": {}, "loss": {"weights": {}}, "pixels": {}})
+
+    hours = hours_after(tmp_path, recipe, tmp_path)
+
+    assert (hours.cached.device_seconds, hours.online.device_seconds, hours.extraction.device_seconds) == (20, 20, 0)
+    assert hours_rows(hours.to_json()) == [("training", "20.0 s, measured (this run)")]
 
 
 def test_interrupted_extractions_add_up(store: Path, tmp_path: Path) -> None:

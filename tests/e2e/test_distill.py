@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from small_runs import fill, make_store, metrics, once, plan_small, scan_videos, small_recipe, write_recipe
+from small_runs import fill, metrics, plan_small, run_distill, scan_videos, small_recipe, write_recipe
 from torch import Tensor
 
-from mvd_offline.cli.main import main
 from mvd_offline.distill import distill
 from mvd_offline.distillation.checking import check_store
 from mvd_offline.distillation.data import DistillData
@@ -33,31 +31,9 @@ from mvd_offline.video.decode import decode
 from mvd_offline.video.synthetic import encode
 from mvd_offline.video.views import Plan
 
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps the precision of a process's first run for all later ones."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return once(tmp_path_factory, "store", make_store)
-
-
-@pytest.fixture(scope="module")
-def store(made: Path) -> Path:
-    """A finished float32 store; tests only read it."""
-    return made / "store"
-
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 TWO_EPOCHS = {"optim.stop_after_epochs": 2}
-
-
-def run_cli(recipe: Path, store: Path, run: Path, *options: str) -> int:
-    return main(["distill", str(recipe), "--store", str(store), "--run", str(run), *options])
 
 
 def one_paragraph(error: str) -> str:
@@ -108,7 +84,7 @@ def test_cached_float32_targets_give_the_losses_and_gradients_of_online_teachers
 def in_float32(store: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Metrics of two epochs in float32, on float32 targets."""
     folder = tmp_path_factory.mktemp("float32")
-    assert run_cli(write_recipe(folder / "r.yaml", TWO_EPOCHS), store, folder / "run") == 0
+    assert run_distill(write_recipe(folder / "r.yaml", TWO_EPOCHS), store, folder / "run") == 0
     return metrics(folder / "run")
 
 
@@ -118,7 +94,7 @@ def test_targets_of_a_smaller_codec_give_nearly_the_same_losses(
 ) -> None:
     changes = {**TWO_EPOCHS, "store.codec": codec}
     store = fill(plan_small(made / "catalog.parquet", tmp_path / "store", changes))
-    assert run_cli(write_recipe(tmp_path / "r.yaml", changes), store, tmp_path / "run") == 0
+    assert run_distill(write_recipe(tmp_path / "r.yaml", changes), store, tmp_path / "run") == 0
 
     for ours, theirs in zip(metrics(tmp_path / "run"), in_float32, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
@@ -127,7 +103,7 @@ def test_targets_of_a_smaller_codec_give_nearly_the_same_losses(
 
 def test_the_loss_falls_and_the_student_can_be_loaded(store: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", {"optim.epochs": 6, "training.tensorboard": True})
-    assert run_cli(recipe, store, tmp_path / "run") == 0
+    assert run_distill(recipe, store, tmp_path / "run") == 0
 
     lines = metrics(tmp_path / "run")
     assert sum(line["loss"] for line in lines[-3:]) < 0.9 * sum(line["loss"] for line in lines[:3])
@@ -143,7 +119,7 @@ def test_the_loss_falls_and_the_student_can_be_loaded(store: Path, tmp_path: Pat
 
 def test_a_teacher_of_weight_0_is_neither_read_nor_predicted(store: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", {"loss.weights": {"video": 1.0}, "optim.stop_after_epochs": 1})
-    assert run_cli(recipe, store, tmp_path / "run") == 0
+    assert run_distill(recipe, store, tmp_path / "run") == 0
 
     assert all(line["loss"] == line["loss_video"] for line in metrics(tmp_path / "run"))
     assert load_student(tmp_path / "run" / "student.safetensors").targets == {"video": 192}
@@ -156,7 +132,7 @@ def test_bf16_trains_on_a_cpu_and_stays_close_to_float32(
     store: Path, in_float32: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", {**TWO_EPOCHS, "training.precision": "bf16"})
-    assert run_cli(recipe, store, tmp_path / "run") == 0
+    assert run_distill(recipe, store, tmp_path / "run") == 0
 
     for ours, theirs in zip(metrics(tmp_path / "run"), in_float32, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
@@ -170,7 +146,7 @@ def test_fp16_is_refused_where_it_would_silently_be_float32(
         pytest.skip("this machine's GPU trains in fp16")
     recipe = write_recipe(tmp_path / "r.yaml", {"training.precision": "fp16"})
 
-    assert run_cli(recipe, store, tmp_path / "run") == 2
+    assert run_distill(recipe, store, tmp_path / "run") == 2
     assert "training.precision is fp16, which needs a GPU" in one_paragraph(capsys.readouterr().err)
 
 
@@ -212,7 +188,7 @@ def test_a_recipe_may_compile_the_student_without_renaming_its_parameters(store:
 def test_a_store_that_differs_from_the_recipe_is_refused_by_every_field(
     changes: dict[str, Any], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_cli(write_recipe(tmp_path / "r.yaml", changes), store, tmp_path / "run") == 1
+    assert run_distill(write_recipe(tmp_path / "r.yaml", changes), store, tmp_path / "run") == 1
 
     error = capsys.readouterr().err
     assert one_paragraph(error).endswith("was not made for this recipe:")
@@ -236,14 +212,14 @@ def test_a_run_does_not_go_on_with_the_store_of_another_plan(
     made: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", {"optim.stop_after_epochs": 1})
-    assert run_cli(recipe, store, tmp_path / "run") == 0
+    assert run_distill(recipe, store, tmp_path / "run") == 0
     shutil.copytree(made / "videos", tmp_path / "videos")
     next((tmp_path / "videos").rglob("*.mp4")).unlink()
     scan_videos(tmp_path / "videos", tmp_path / "catalog.parquet")
     other = fill(plan_small(tmp_path / "catalog.parquet", tmp_path / "store"))
     capsys.readouterr()
 
-    assert run_cli(recipe, other, tmp_path / "run") == 1
+    assert run_distill(recipe, other, tmp_path / "run") == 1
 
     assert "started on other data: plan_sha256 was " in one_paragraph(capsys.readouterr().err)
 
@@ -253,11 +229,11 @@ def test_cached_targets_need_a_finished_store_and_online_targets_do_not(
 ) -> None:
     unfinished = plan_small(made / "catalog.parquet", tmp_path / "store")
 
-    assert run_cli(write_recipe(tmp_path / "r.yaml"), unfinished, tmp_path / "run") == 1
+    assert run_distill(write_recipe(tmp_path / "r.yaml"), unfinished, tmp_path / "run") == 1
     assert "6 of 6 shards of column image" in one_paragraph(capsys.readouterr().err)
 
     online = write_recipe(tmp_path / "r.yaml", {"targets": "online", "optim.stop_after_epochs": 1})
-    assert run_cli(online, unfinished, tmp_path / "run") == 0
+    assert run_distill(online, unfinished, tmp_path / "run") == 0
     assert len(metrics(tmp_path / "run")) == 3
 
 
@@ -273,7 +249,7 @@ def test_cached_targets_need_a_finished_store_and_online_targets_do_not(
 def test_a_recipe_that_cannot_be_ends_with_status_2(
     option: str, message: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_cli(write_recipe(tmp_path / "r.yaml"), store, tmp_path / "run", "--set", option) == 2
+    assert run_distill(write_recipe(tmp_path / "r.yaml"), store, tmp_path / "run", "--set", option) == 2
 
     assert message in one_paragraph(capsys.readouterr().err)
 
@@ -282,9 +258,9 @@ def test_a_run_folder_of_another_recipe_is_refused_by_the_dotted_field(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", {"optim.stop_after_epochs": 1})
-    assert run_cli(recipe, store, tmp_path / "run") == 0
+    assert run_distill(recipe, store, tmp_path / "run") == 0
 
-    assert run_cli(recipe, store, tmp_path / "run", "--set", "student.drop_path=0.1") == 2
+    assert run_distill(recipe, store, tmp_path / "run", "--set", "student.drop_path=0.1") == 2
     assert "started with student.drop_path = 0.3, and this recipe has 0.1" in capsys.readouterr().err
 
 
@@ -300,7 +276,7 @@ def test_a_video_that_changed_since_extraction_stops_the_run_naming_view_video_a
         path = tmp_path / "videos" / view.path
         encode(path, 255 - decode(path, range(view.frames)).frames, 25)
 
-    assert run_cli(recipe, store, tmp_path / "run", "--root", str(tmp_path / "videos")) == 1
+    assert run_distill(recipe, store, tmp_path / "run", "--root", str(tmp_path / "videos")) == 1
 
     error = one_paragraph(capsys.readouterr().err)
     named = re.search(r"view (\d+) of video (\S+) renders to other pixels than its teachers saw", error)
@@ -354,7 +330,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_rows(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     absurd = {"optim.base_lr": 1e30, "optim.warmup_epochs": 0}
-    assert run_cli(write_recipe(tmp_path / "r.yaml", absurd), store, tmp_path / "run") == 1
+    assert run_distill(write_recipe(tmp_path / "r.yaml", absurd), store, tmp_path / "run") == 1
 
     error = one_paragraph(capsys.readouterr().err)
     found = re.search(r"the loss of step 1 is not finite .*rows of these micro-batches: ([\d, ]+)\)", error)

@@ -84,3 +84,19 @@ def test_pretraining_and_fine_tuning_have_dry_runs_too(capsys: pytest.CaptureFix
     assert classifier["parameters"]["encoder"] + classifier["parameters"]["head"] == 86_534_800
     assert not mae["teachers"]
     assert not classifier["teachers"]
+
+
+def test_repeated_views_are_counted_and_recomputing_saves_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("finetune", "smoke/finetune_vit_s_k400", "--samples", "80")
+    twice, once, recomputed = (
+        dry_run(capsys, *words, *(word for change in changes for word in ("--set", change)))
+        for changes in ((), ("augment.repeats=1",), ("model.checkpoint_activations=true", "model.depth=12"))
+    )
+
+    assert (twice["launch"]["views"], once["launch"]["views"]) == (2, 1)
+    assert twice["steps"] == once["steps"], "a batch counts videos"
+    assert twice["flops"] == once["flops"], "those of a clip"
+    assert twice["times"]["step_seconds"] == pytest.approx(2 * once["times"]["step_seconds"])
+    assert twice["memory"]["clips"] == 2 * once["memory"]["clips"]
+    assert recomputed["flops"]["recompute"] > 0
+    assert recomputed["memory"]["checkpointed"]

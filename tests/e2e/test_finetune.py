@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from small_runs import command, launched, make_videos, once, run, started, wait_until
 
 from mvd_offline.cli.main import main
@@ -21,7 +24,7 @@ from mvd_offline.models.student import build_student
 from mvd_offline.recipe import DecoderSection, StudentSection, ViewSection, load_finetune
 from mvd_offline.video.catalog import Catalog
 
-# 12 videos of 4 classes: 3 steps an epoch, each of two micro-batches.
+# 12 videos of 4 classes: 3 steps an epoch, each of two micro-batches of two videos, that is, of four views.
 RECIPE: dict[str, Any] = {
     "kind": "finetune",
     "name": "small",
@@ -30,6 +33,11 @@ RECIPE: dict[str, Any] = {
         "width": 48, "depth": 2, "heads": 3, "classes": 4,
         "drop_path": 0.2, "head_dropout": 0.3, "head_init_scale": 1.0,
     },
+    "augment": {
+        "repeats": 2, "rand_augment": {}, "area": [0.3, 1.0], "flip": 0.0, "erasing": {"probability": 0.5},
+    },
+    "mixing": {},
+    "ema": {"decay": 0.9},
     "optim": {
         "epochs": 8, "warmup_epochs": 1, "batch_size": 4, "micro_batch_size": 2,
         "base_lr": 2.0e-3, "min_lr": 1.0e-5, "lr_reference_batch": 4, "layer_decay": 0.75,
@@ -98,6 +106,13 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "time"} for line in lines]
 
 
+PRODUCTS = ("classifier.safetensors", "classifier_ema.safetensors")
+
+
+def products(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in PRODUCTS]
+
+
 # ---- a run and its test ------------------------------------------------------------------------------------------
 
 
@@ -117,11 +132,14 @@ def test_evaluate_prints_the_accuracies_and_writes_them(
     printed = capsys.readouterr().out
     assert f"top-1 {100 * result['top1']:.2f} %, top-5 100.00 % on 12 videos (2 segments x 3 crops)" in printed
     assert f"per class: {whole_run / 'per_class.csv'}" in printed
+    assert "note: these are the very videos that it was trained on" in printed
     assert sum(row["top1"] for row in result["classes"]) == round(12 * result["top1"])
     assert len((whole_run / "per_class.csv").read_text().splitlines()) == 5
 
     assert main(["evaluate", str(whole_run), "--videos", str(catalog), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == result
+    printed = json.loads(capsys.readouterr().out)
+    assert printed.pop("timing")["processes"] == 1
+    assert printed == result
 
 
 def test_a_run_starts_from_a_students_encoder(student: Path, catalog: Path, tmp_path: Path) -> None:
@@ -140,6 +158,22 @@ def test_uniform_sampling_trains_and_is_tested(catalog: Path, tmp_path: Path) ->
     assert len(records(tmp_path / "run")) == 6
 
 
+def test_the_average_of_the_weights_trails_them(whole_run: Path) -> None:
+    weights, average = (load_classifier(whole_run / name).state_dict()["head.weight"] for name in PRODUCTS)
+    assert not torch.equal(weights, average)
+    torch.testing.assert_close(average, weights, atol=0.1, rtol=0.5)
+
+
+def test_bfloat16_and_recomputed_activations_stay_close_to_the_plain_run(
+    whole_run: Path, catalog: Path, tmp_path: Path, fresh_accelerator: None
+) -> None:
+    changes = {"training.precision": "bf16", "model.checkpoint_activations": True, "optim.stop_after_epochs": 1}
+    finetune(load_finetune(changed(changes)), catalog_path=catalog, run=tmp_path / "run")
+    ours, theirs = ([line["loss"] for line in records(path)[:3]] for path in (tmp_path / "run", whole_run))
+    assert ours == pytest.approx(theirs, rel=2e-2)
+    assert ours != theirs
+
+
 def test_a_tiny_classifier_learns_eight_videos_by_heart(catalog: Path, tmp_path: Path) -> None:
     all_videos = Catalog.read(catalog)
     eight = tuple(video for video in all_videos.videos if not video.path.endswith("00002.mp4"))
@@ -148,7 +182,8 @@ def test_a_tiny_classifier_learns_eight_videos_by_heart(catalog: Path, tmp_path:
         "model.drop_path": 0.0, "model.head_dropout": 0.0, "optim.layer_decay": 1.0, "optim.weight_decay": 0.0,
         "optim.epochs": 40, "optim.warmup_epochs": 4, "optim.batch_size": 8, "optim.micro_batch_size": 8,
         "training.checkpoint_every_epochs": 100,
-    }) | {"label_smoothing": 0.0, "augment": {"area": [0.9, 1.0], "flip": 0.0}}  # fmt: skip
+        "augment.area": [0.9, 1.0], "augment.repeats": 1, "augment.rand_augment": None, "augment.erasing": None,
+    }) | {"label_smoothing": 0.0, "mixing": None}  # fmt: skip
     finetune(load_finetune(recipe), catalog_path=tmp_path / "eight.parquet", run=tmp_path / "run")
     losses = [line["loss"] for line in records(tmp_path / "run")]
     assert losses[0] > 1.0
@@ -177,8 +212,50 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     summary = finetune(load_finetune(RECIPE), catalog_path=catalog, run=folder)
     assert summary.steps < STEPS
     assert records(folder) == records(whole_run)
-    saved = [(path / "classifier.safetensors").read_bytes() for path in (folder, whole_run)]
-    assert saved[0] == saved[1]
+    assert products(folder) == products(whole_run)
+
+
+def test_a_run_stopped_within_an_epoch_goes_on_as_if_it_had_not_been(
+    catalog: Path, recipe_file: Path, tmp_path: Path
+) -> None:
+    """One epoch of 9 steps, without a checkpoint of its own before the last."""
+    videos = Catalog.read(catalog)
+    many = [replace(video, video_id=f"{video.video_id}#{k}") for k in range(3) for video in videos.videos]
+    Catalog(tuple(sorted(many, key=lambda video: video.video_id)), videos.root).write(tmp_path / "many.parquet")
+    changes = {"optim.epochs": 1, "optim.warmup_epochs": 0.2, "training.checkpoint_every_epochs": 5}
+    words = ["finetune", str(recipe_file), "--videos", str(tmp_path / "many.parquet")]
+    words += [word for path, value in changes.items() for word in ("--set", f"{path}={value}")]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main([*words, "--run", str(whole)]) == 0
+
+    with started(command(*words, "--run", stopped), tmp_path / "log") as process:
+        begun = stopped / "metrics.jsonl"  # opened once signals are listened to
+        assert wait_until(lambda: begun.is_file() or process.poll() is not None, seconds=120), "it does not begin"
+        process.terminate()
+        assert process.wait(timeout=120) == 75, (tmp_path / "log").read_text()
+    steps = len(records(stopped))
+    assert 1 <= steps < 9, "it stopped within its only epoch"
+
+    assert main([*words, "--run", str(stopped), "--set", "training.workers=2"]) == 0
+    assert records(stopped) == records(whole)
+    for name in PRODUCTS:
+        ours, theirs = (load_file(folder / name) for folder in (stopped, whole))
+        assert all(torch.equal(ours[tensor], theirs[tensor]) for tensor in theirs), name
+
+
+def test_a_run_with_checkpoints_goes_on_when_the_weights_that_it_began_with_are_gone(
+    student: Path, catalog: Path, tmp_path: Path, complains: Complains
+) -> None:
+    moved, runs = Path(shutil.copy(student, tmp_path)), (tmp_path / "whole", tmp_path / "interrupted")
+    for epochs, folder in ((2, runs[0]), (1, runs[1])):
+        recipe = load_finetune(changed({"optim.stop_after_epochs": epochs}))
+        finetune(recipe, catalog_path=catalog, init=moved, run=folder)
+    moved.unlink()
+    finetune(load_finetune(changed({"optim.stop_after_epochs": 2})), catalog_path=catalog, init=moved, run=runs[1])
+    assert records(runs[1]) == records(runs[0])
+    assert products(runs[1]) == products(runs[0])
+    words = ("--videos", str(catalog), "--run", str(tmp_path / "new"), "--init", str(moved))
+    complains("finetune", *words, status=1, message=f"{moved}: no such file or folder")
 
 
 def test_two_processes_train_and_test_as_one_does(
@@ -186,7 +263,6 @@ def test_two_processes_train_and_test_as_one_does(
 ) -> None:
     folder = tmp_path / "run"
     train = ["finetune", str(recipe_file), "--videos", str(catalog), "--run", str(folder), "--json"]
-    train += ["--set", "optim.micro_batch_size=1"]
     test = ["evaluate", str(folder), "--videos", str(catalog), "--json"]
     # One launch for both commands: starting two processes takes longer than what they do.
     script = tmp_path / "both.py"
@@ -196,6 +272,8 @@ def test_two_processes_train_and_test_as_one_does(
 
     losses = [[line["loss"] for line in records(path)] for path in (folder, whole_run)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    averages = [load_classifier(path / "classifier_ema.safetensors").state_dict() for path in (folder, whole_run)]
+    torch.testing.assert_close(averages[0], averages[1], rtol=1e-3, atol=1e-4)
     both = (folder / "evaluation.json").read_bytes()
     assert json.loads(both)["videos"] == 12
     assert output.count('"top1":') == 1 + 4, "one process prints"
@@ -210,6 +288,8 @@ def test_a_run_goes_on_only_from_the_weights_and_the_data_that_it_began_with(
     words = ("finetune", "--run", str(whole_run), "--videos", str(catalog))
     complains(*words, "--init", str(student), status=1, message="init was 'scratch' and is ")
     complains(*words, "--set", "label_smoothing=0.2", status=2, message="was started with label_smoothing = 0.1")
+    halves = ("--set", "optim.micro_batch_size=1")
+    complains(*words, *halves, status=2, message="was started with micro-batches of 2 videos")
     all_videos = Catalog.read(catalog)
     Catalog(all_videos.videos[1:], all_videos.root, all_videos.classes).write(tmp_path / "fewer.parquet")
     complains(*words[:-1], str(tmp_path / "fewer.parquet"), status=1, message="source was ")
@@ -244,11 +324,14 @@ def test_mistakes_are_found_before_any_work(
     complains("finetune", *new, "--videos", none, status=2, message="no such catalog")
     complains("finetune", *new, *videos, "--init", none, status=1, message=f"{none}: no such file or folder")
     depth = ("--set", "model.depth=3", "--init", str(student))
-    complains("finetune", *new, *videos, *depth, status=1, message="missing: blocks.2.attn.proj.bias")
+    size = "an encoder of another size cannot start this recipe's classifier: it has depth 2 (the recipe: 3)"
+    complains("finetune", *new, *videos, *depth, status=1, message=size)
     classes = ("--set", "model.classes=5")
     complains("finetune", *new, *videos, *classes, status=2, message="has 4 classes and model.classes is 5")
     many = ("--set", "optim.batch_size=16")
     complains("finetune", *new, *videos, *many, status=2, message="an epoch has 12 usable samples")
+    alone = ("--set", "optim.micro_batch_size=1", "--set", "augment.repeats=1")
+    complains("finetune", *new, *videos, *alone, status=2, message="mixing needs two views in a micro-batch")
     odd = ("--set", "optim.micro_batch_size=3")
     complains("finetune", *new, *videos, *odd, status=2, message="no multiple of optim.micro_batch_size (3)")
     complains("evaluate", none, *videos, status=2, message="has no classifier.safetensors")
@@ -261,3 +344,21 @@ def test_a_label_outside_the_classes_is_refused(catalog: Path, tmp_path: Path, c
     Catalog(unnamed.videos, unnamed.root).write(tmp_path / "unnamed.parquet")
     words = ("--videos", str(tmp_path / "unnamed.parquet"), "--run", str(tmp_path / "new"))
     complains("finetune", *words, "--set", "model.classes=3", status=2, message="has label 3; model.classes is 3")
+
+
+def test_a_list_with_a_missing_file_is_refused_before_any_work(
+    catalog: Path, tmp_path: Path, complains: Complains
+) -> None:
+    videos = Catalog.read(catalog)
+    shutil.copytree(videos.root, tmp_path / "videos")
+    first, second = videos.videos[:2]
+    lines = [f"{video.path} {video.label}\n" for video in videos.videos]
+    (tmp_path / "list.csv").write_text("".join(lines))
+    scan = ["videos", "scan", str(tmp_path / "list.csv"), "--root", str(tmp_path / "videos")]
+    assert main([*scan, "--out", str(tmp_path / "list.parquet"), "--workers", "1"]) == 0
+    (tmp_path / "videos" / first.path).unlink()
+    (tmp_path / "videos" / second.path).write_bytes(b"")
+    words = ("--videos", str(tmp_path / "list.parquet"), "--run", str(tmp_path / "new"))
+    complains("finetune", *words, status=2, message=f"2 of its 12 videos below {tmp_path / 'videos'} are not as they")
+    complains("finetune", *words, status=2, message=f"{second.video_id}: it has 0 bytes now, and had {second.size}")
+    assert not (tmp_path / "new").exists()

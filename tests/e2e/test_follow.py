@@ -8,20 +8,16 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from growing_stores import add_group, store_with
 from safetensors.torch import load_file
 from small_runs import (
     command,
     fill,
-    make_store,
     metrics,
-    once,
     plan_small,
     small_recipe,
     started,
@@ -30,39 +26,14 @@ from small_runs import (
 )
 
 from mvd_offline.cli.main import main
-from mvd_offline.distillation.following import Follow, FollowedSamples
+from mvd_offline.distillation.following import Follow, FollowedSamples, FollowMode
 from mvd_offline.distillation.group_ledger import GroupLedger
 from mvd_offline.distillation.samples import StoreSamples
 from mvd_offline.errors import UsageError
-from mvd_offline.shards import IdentityError, Store, open_store
+from mvd_offline.shards import IdentityError, open_store
 
 STEPS = 3
 """Of an epoch of the small recipe; its store has two groups."""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return once(tmp_path_factory, "store", make_store)
-
-
-def store_with(made: Path, folder: Path, groups: Sequence[int] = (0,), lost: Sequence[int] = ()) -> Path:
-    """A store in which, of the finished one, these groups are extracted; the views `lost` could not be read."""
-    store, finished = open_store(plan_small(made / "catalog.parquet", folder), sealed=False), open_store(made / "store")
-    for group in groups:
-        for shard in range(3 * group, 3 * group + 3):
-            for column in store.columns:
-                _copy_shard(finished, store, column, shard, lost)
-    return folder
-
-
-def _copy_shard(finished: Store, store: Store, column: str, shard: int, lost: Sequence[int]) -> None:
-    record = finished.record(column, shard)
-    with store.write_shard(column, shard, producer=record.producer) as writer:
-        for row in record.rows:
-            if row.view_id in lost:
-                writer.fail(row.view_id, "unreadable", "broken")
-            else:
-                writer.keep(replace(row), finished.read_coded(column, [row.view_id])[0].tobytes())
 
 
 def distill(recipe: Path, store: Path, run_folder: Path, *options: str) -> list[str]:
@@ -139,24 +110,18 @@ def chosen(folder: Path) -> list[int]:
 # ---- what an epoch is --------------------------------------------------------------------------------------------
 
 
-def followed(store: Path, folder: Path, mode: str = "wait", *, main: bool = True, rows: int = 12) -> FollowedSamples:
+def followed(store: Path, folder: Path, mode: FollowMode = "wait") -> FollowedSamples:
     """Samples of a run that has begun in `folder`."""
     folder.mkdir(exist_ok=True)
-    samples = FollowedSamples(
-        small_recipe(),
-        open_store(store, sealed=False),
-        Follow(mode),
-        GroupLedger(folder),
-        main=main,  # type: ignore[arg-type]
-    )
-    samples.fix(samples.first_rows() if main else rows)
-    if main:
-        samples.record()
+    opened = open_store(store, sealed=False)
+    samples = FollowedSamples(small_recipe(), opened, Follow(mode), GroupLedger(folder), main=True)
+    samples.begin()
+    samples.record()
     return samples
 
 
 @pytest.mark.parametrize("mode", ["wait", "skip"])
-def test_on_a_finished_store_every_epoch_is_that_of_a_plain_run(made: Path, tmp_path: Path, mode: str) -> None:
+def test_on_a_finished_store_every_epoch_is_that_of_a_plain_run(made: Path, tmp_path: Path, mode: FollowMode) -> None:
     samples = followed(made / "store", tmp_path / "run", mode)
     plain = StoreSamples(small_recipe(), open_store(made / "store"))
 
@@ -170,10 +135,7 @@ def test_a_later_group_with_fewer_rows_begins_again_and_says_so(
     store = store_with(made, tmp_path / "store")
     samples = followed(store, tmp_path / "run")
     lost = [13, 16, 20]
-    opened = open_store(store, sealed=False)
-    for shard in (3, 4, 5):
-        for column in opened.columns:
-            _copy_shard(open_store(made / "store"), opened, column, shard, lost)
+    add_group(made, store, 1, lost)
 
     order = samples.order(1).tolist()
 
@@ -196,21 +158,6 @@ def test_a_followed_run_refuses_a_store_whose_used_groups_changed(made: Path, tm
 
     with pytest.raises(IdentityError, match="the usable rows of group 0 had the hash"):
         followed(store_with(made, tmp_path / "healed"), tmp_path / "run")
-
-
-def test_the_other_processes_wait_for_the_first_ones_choice(made: Path, tmp_path: Path) -> None:
-    first = followed(made / "store", tmp_path / "run", "skip")
-    other = followed(made / "store", tmp_path / "run", "skip", main=False)
-    found: list[np.ndarray] = []
-    waiting = threading.Thread(target=lambda: found.append(other.order(0)))
-    waiting.start()
-    waiting.join(0.7)
-    assert waiting.is_alive()
-
-    order = first.order(0)
-
-    waiting.join(30)
-    assert [rows.tolist() for rows in found] == [order.tolist()]
 
 
 def test_a_ledger_that_is_lost_or_damaged_ends_the_run(made: Path, tmp_path: Path) -> None:

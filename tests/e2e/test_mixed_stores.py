@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from small_runs import fill, make_store, metrics, once, plan_small, small_recipe, write_recipe
+from small_runs import fill, metrics, once, plan_small, small_recipe, write_recipe
 
 from mvd_offline.cli.main import main
 from mvd_offline.distillation.data import open_mixed_data, open_store_data
@@ -20,11 +20,6 @@ from mvd_offline.training.loop import batches_of
 
 OTHER_VIEWS = {"view.seed": 7, "view.groups": 1}
 """12 views in one group, where the first store has 24 in two."""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return once(tmp_path_factory, "store", make_store)
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,7 @@ from small_runs import (
     descendants,
     hanging,
     launched,
-    make_store,
     metrics,
-    once,
     plan_small,
     run,
     started,
@@ -31,11 +29,6 @@ from small_runs import (
 from mvd_offline.cli.main import main
 from mvd_offline.models import load_student
 from mvd_offline.video.views import Plan
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return once(tmp_path_factory, "store", make_store)
 
 
 def test_two_processes_extract_the_same_bytes_as_one(made: Path, tmp_path: Path) -> None:

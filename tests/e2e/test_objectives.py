@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from small_runs import make_store, metrics, once, plan_small, small_recipe, write_recipe
+from small_runs import metrics, plan_small, run_distill, small_recipe, write_recipe
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,27 +32,10 @@ from mvd_offline.training.loop import batches_of
 from mvd_offline.training.optim import build_optimizer, set_learning_rate
 from mvd_offline.training.order import BatchRequest
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 NO_TEACHERS: Mapping[str, Any] = {"teachers": {}}
 MOMENTUM = {"targets": "online", "momentum": {}}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps the precision of a process's first run for all later ones."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return once(tmp_path_factory, "store", make_store)
-
-
-@pytest.fixture(scope="module")
-def store(made: Path) -> Path:
-    """A finished float32 store; tests only read it."""
-    return made / "store"
 
 
 class Steps:
@@ -83,10 +66,6 @@ def first(steps: Steps) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return next(iter(steps))
 
 
-def run_cli(recipe: Path, store: Path, run: Path) -> int:
-    return main(["distill", str(recipe), "--store", str(store), "--run", str(run)])
-
-
 # ---- every objective, by the command ---------------------------------------------------------------------------------
 
 
@@ -107,7 +86,7 @@ def test_an_objective_trains_and_the_loss_is_the_weighted_sum_of_its_terms(
     changes: dict[str, Any], terms: dict[str, float], store: Path, tmp_path: Path
 ) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", {**changes, "optim.stop_after_epochs": 1})
-    assert run_cli(recipe, store, tmp_path / "run") == 0
+    assert run_distill(recipe, store, tmp_path / "run") == 0
 
     for line in metrics(tmp_path / "run"):
         assert {key for key in line if key.startswith("loss_")} == {f"loss_{name}" for name in terms}
@@ -126,7 +105,7 @@ def test_a_recipe_without_teachers_plans_a_store_of_views_and_trains_on_it(
     assert main(["extract", str(store)]) == 0
     assert "nothing to extract" in capsys.readouterr().out
     assert main(["shards", "verify", str(store)]) == 0
-    assert run_cli(recipe, store, run) == 0
+    assert run_distill(recipe, store, run) == 0
     assert all(line["loss"] == line["loss_pixels"] for line in metrics(run))
     assert load_student(run / "student.safetensors").targets == {"pixels": 2 * 16 * 16 * 3}
 
@@ -289,9 +268,9 @@ def test_a_momentum_run_that_was_stopped_goes_on_as_if_it_had_not(store: Path, t
     whole = write_recipe(tmp_path / "whole.yaml", changes)
     part = write_recipe(tmp_path / "part.yaml", {**changes, "optim.stop_after_epochs": 1})
 
-    assert run_cli(whole, store, tmp_path / "a") == 0
-    assert run_cli(part, store, tmp_path / "b") == 0
-    assert run_cli(whole, store, tmp_path / "b") == 0
+    assert run_distill(whole, store, tmp_path / "a") == 0
+    assert run_distill(part, store, tmp_path / "b") == 0
+    assert run_distill(whole, store, tmp_path / "b") == 0
 
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     one, other = (load_file(tmp_path / run / "student.safetensors") for run in ("a", "b"))
@@ -317,6 +296,35 @@ def test_a_student_starts_from_an_encoder_of_single_frames(store: Path, tmp_path
     torch.testing.assert_close(weight[:, :, 0], image_weight[:, :, 0] / 2)
     torch.testing.assert_close(weight[:, :, 1], image_weight[:, :, 0] / 2)
     assert torch.equal(student.decoder_vid.head.weight, images.decoder_vid.head.weight)
+
+
+def test_the_file_that_a_student_started_from_is_needed_until_the_first_checkpoint_and_named_by_its_content(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    init, whole, part, lost = (tmp_path / name for name in ("init.safetensors", "whole", "part", "lost"))
+    save_model(init, Steps(store, {}).task.student)
+    changes = {"student.init": str(init), "optim.epochs": 2}
+    recipe = write_recipe(tmp_path / "r.yaml", changes)
+    assert run_distill(recipe, store, whole) == 0
+    first_epoch = write_recipe(tmp_path / "first.yaml", {**changes, "optim.stop_after_epochs": 1})
+    assert run_distill(first_epoch, store, part) == 0
+
+    # With a checkpoint, it may go.
+    shutil.copytree(part, lost)
+    init.unlink()
+    assert run_distill(recipe, store, part) == 0
+    assert metrics(part) == metrics(whole)
+    assert (part / "student.safetensors").read_bytes() == (whole / "student.safetensors").read_bytes()
+
+    # Without one, the run begins again, from the same weights only.
+    shutil.rmtree(lost / "checkpoints")
+    assert run_distill(recipe, store, lost) == 1
+    assert f"{init}: no such file or folder" in capsys.readouterr().err
+    save_model(init, Steps(store, {"training.seed": 1}).task.student)
+    assert run_distill(recipe, store, lost) == 1
+    assert "was started on other data: init_sha256 was " in capsys.readouterr().err
+    started = [json.loads((run / "identity.json").read_text())["init_sha256"] for run in (whole, part, lost)]
+    assert len(set(started)) == 1
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------

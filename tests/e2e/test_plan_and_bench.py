@@ -32,9 +32,36 @@ def test_plan_reports_rows_bytes_and_costs(catalog: Path, tmp_path: Path, capsys
     assert report["rows"] == 16
     assert report["bytes_by_codec"]["float16"] == 16 * 2 * tokens * width * 2
     assert report["bytes_by_codec"]["float32"] == 2 * report["bytes_by_codec"]["float16"]
-    assert report["online_gpu_hours"] > report["cached_gpu_hours"] > report["extraction_gpu_hours"] > 0
+    hours = report["hours"]
+    extraction, cached, online = (hours[name]["device_seconds"] for name in ("extraction", "cached", "online"))
+    assert online > cached + extraction > cached > 0
+    assert hours["speedup"] == pytest.approx(online / (cached + extraction))
+    assert {name: figure["basis"] for name, figure in hours["teachers"].items()} == {
+        "image": "unknown", "video": "unknown"
+    }  # fmt: skip
     assert report["break_even_epoch"] == pytest.approx(1.0)
     assert main(command) == 0, "the same plan may be made again"
+
+
+def test_plan_tells_the_hours_of_teachers_that_were_pretrained_here(
+    catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = tmp_path / "videomae"
+    pretrain = ["pretrain", "smoke/pretrain_videomae_vit_s_k400", "--videos", str(catalog), "--run", str(teacher)]
+    assert main([*pretrain, "--set", "view.patch_size=16", "--set", "model.width=64"]) == 0
+    seconds = json.loads((teacher / "report.json").read_text(encoding="utf-8"))["training"]["device_seconds"]
+    plan = ["plan", RECIPE, "--videos", str(catalog), "--store", str(tmp_path / "store")]
+    plan += ["--set", f"teachers.video.weights={teacher / 'teacher.safetensors'}", "--set", "teachers.video.heads=2"]
+    capsys.readouterr()
+
+    assert main([*plan, "--json"]) == 0
+    figure = json.loads(capsys.readouterr().out)["hours"]["teachers"]["video"]
+    assert figure == {"device_seconds": seconds, "basis": "measured", "how": str(teacher)}
+    assert main(plan) == 0
+    table = capsys.readouterr().out
+    for name in ("pretraining of the image teacher", "pretraining of the video teacher", "extraction"):
+        assert name in table
+    assert "estimated (at 100 TFLOP/s)" in table
 
 
 def test_plan_refuses_a_folder_that_holds_another_store(

@@ -6,9 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from mvd_offline.cli.main import COMMANDS
+from mvd_offline.recipe import shipped_recipes
 
 README = Path(__file__).parents[2] / "README.md"
 MAKEFILE = README.with_name("Makefile")
@@ -42,20 +46,20 @@ def variables(synthetic_videos: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_the_readers_variables_are_the_ones_that_the_commands_use(variables: dict[str, str]) -> None:
-    declarations, commands = blocks("bash")
+    declarations, *commands = blocks("bash")
 
     assert set(re.findall(r"^(\w+)=", declarations, flags=re.M)) == set(variables)
-    assert set(re.findall(r"\$(\w+)", commands)) == set(variables)
+    assert set(re.findall(r"\$(\w+)", "".join(commands))) == set(variables)
 
 
 @pytest.mark.timeout(600)
 def test_the_walk_through_runs_from_videos_to_a_tested_classifier(variables: dict[str, str], tmp_path: Path) -> None:
-    _, commands = blocks("bash")
+    _, *commands = blocks("bash")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | variables | {"PATH": path, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
     ran = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", commands],
+        ["bash", "-euo", "pipefail", "-c", "".join(commands)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -69,6 +73,17 @@ def test_the_walk_through_runs_from_videos_to_a_tested_classifier(variables: dic
     assert re.search(r"top-1 [\d.]+ %, top-5 [\d.]+ % on 16 videos", ran.stdout)
     (python,) = blocks("python")
     subprocess.run([sys.executable, "-c", python], cwd=tmp_path, check=True, timeout=120)
+
+
+def test_the_recipes_and_commands_that_it_names_are_there() -> None:
+    text = README.read_text(encoding="utf-8")
+    recipes = re.findall(r"\b((?:distill|pretrain|finetune)/[a-z0-9_]+\*?)", text)
+    commands = set(re.findall(r"(?:^|`|-m )mvd[-_]offline ([a-z]+)", text, flags=re.M))
+
+    assert len(recipes) > 5
+    for name in recipes:
+        assert any(fnmatch(shipped, name) for shipped in shipped_recipes()), name
+    assert commands <= COMMANDS.keys(), commands - COMMANDS.keys()
 
 
 def test_the_make_targets_exist() -> None:

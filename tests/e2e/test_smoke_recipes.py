@@ -6,11 +6,14 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from mvd_offline.cli.main import main
 from mvd_offline.models import load_student
 from mvd_offline.recipe import DistillRecipe, load_distill, recipe_header, shipped_recipes
+from mvd_offline.training.order import BatchShape
 
 TWINS = [name for name in shipped_recipes() if name.startswith("smoke/")]
 DISTILL = [name for name in TWINS if name.startswith("smoke/distill_")]
@@ -34,13 +37,13 @@ def losses_of(run: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def catalogs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Eight labelled videos to train on and four to test on; as many images; and the eight images in a tar."""
+    """Ten labelled videos to train on and four to test on; as many images; and the ten images in a tar."""
     folder = tmp_path_factory.mktemp("synthetic")
-    small = ("--classes", "4", "--short-side", "48", "64", "--frames", "12", "24", "--workers", "1")
+    small = ("--classes", "2", "--short-side", "48", "64", "--frames", "12", "24", "--workers", "1")
     found = {}
     for sort, options in (("", ()), ("image_", ("--images",))):
         root = folder / f"{sort}synthetic"
-        command("videos", "synth", root, "--videos-per-class", "2", "--test-videos-per-class", "1", *small, *options)
+        command("videos", "synth", root, "--videos-per-class", "5", "--test-videos-per-class", "2", *small, *options)
         found |= {f"{sort}{side}": root / side for side in ("train", "test")}
     found["image_tar"] = folder / "synthetic.tar"
     with tarfile.open(found["image_tar"], "w") as archive:
@@ -118,7 +121,29 @@ def test_a_distillation_twin_trains_a_student(
 
     student = load_student(tmp_path / "student.safetensors")
     assert set(student.targets) == {*recipe.active_teachers, *further_objectives(recipe)}
-    assert len(losses_of(tmp_path)) == 2 * (8 // recipe.optim.batch_size)
+    steps = 10 // recipe.optim.batch_size
+    assert len(losses_of(tmp_path)) == 2 * steps
+    if recipe.quirks.leftover_micro_batch:
+        assert leftovers(recipe, steps), "the quirk that it sets needs rows after the last full batch"
+
+
+def leftovers(recipe: DistillRecipe, steps: int) -> int:
+    """Rows of an epoch of the ten videos whose gradients go to the next epoch's first step."""
+    optim = recipe.optim
+    shape = BatchShape(optim.batch_size, 1, optim.micro_batch_size, recipe.quirks.leftover_micro_batch)
+    return len(shape.leftover_rows(np.arange(10), steps))
+
+
+def test_a_twin_learns_from_the_leftovers_of_an_epoch(stores: Stores, tmp_path: Path) -> None:
+    name = "smoke/distill_table10_vit_b_per_token_k400"
+    students = []
+    for leftover in ("2", "null"):
+        run, quirk = tmp_path / leftover, f"quirks.leftover_micro_batch={leftover}"
+        command("distill", name, "--store", stores.of(name), "--run", run, "--set", quirk)
+        students.append(load_student(run / "student.safetensors").state_dict())
+
+    on, off = students
+    assert any(not torch.equal(on[key], off[key]) for key in on)
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -138,7 +163,7 @@ def test_twins_see_images_in_folders_and_in_a_tar() -> None:
 @pytest.mark.parametrize("name", FINETUNE)
 def test_a_fine_tuning_twin_trains_and_is_tested(name: str, catalogs: dict[str, Path], tmp_path: Path) -> None:
     train, test = (catalogs[catalog_of(name, side)] for side in ("train", "test"))
-    command("finetune", name, "--set", "model.classes=4", "--videos", train, "--run", tmp_path)
+    command("finetune", name, "--set", "model.classes=2", "--videos", train, "--run", tmp_path)
     command("evaluate", tmp_path, "--videos", test)
 
     assert (tmp_path / "classifier.safetensors").is_file()
@@ -153,7 +178,7 @@ def test_a_fine_tuning_twin_starts_from_the_student_that_its_header_names(
     command("distill", recipe, "--store", stores.of(recipe), "--run", tmp_path / "distill")
     student = tmp_path / "distill" / "student.safetensors"
     command(
-        *("finetune", "smoke/finetune_vit_s_k400", "--set", "model.classes=4", "--videos", catalogs["train"]),
+        *("finetune", "smoke/finetune_vit_s_k400", "--set", "model.classes=2", "--videos", catalogs["train"]),
         *("--init", student, "--run", tmp_path / "finetune"),
     )
 

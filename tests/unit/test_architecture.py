@@ -152,7 +152,7 @@ LAYERS = [
     {"errors"},
     {"recipe", "geometry", "randomness", "local", "progress", "coding"},
     {"models", "video", "losses"},
-    {"training", "targets", "extraction", "distillation", "accounting"},
+    {"training", "targets", "extraction", "distillation", "finetuning", "evaluation", "accounting", "hours"},
     # One file a job; the frame of the package and the command line come on top.
     {
         "extract",
@@ -160,6 +160,7 @@ LAYERS = [
         "pretrain",
         "finetune",
         "evaluate",
+        "probing",
         "webdataset_export",
         "planner",
         "costs",
@@ -302,6 +303,14 @@ def test_importing_a_command_loads_no_torch() -> None:
     loaded = loaded_by("\n".join(f"import {module}" for module in commands))
 
     assert not loaded & {"torch", "timm", "decord", "av", "accelerate", "zarr", "matplotlib"}
+
+
+def test_counting_costs_loads_no_trainer() -> None:
+    # Imports are most of what a dry run takes.
+    loaded = loaded_by("import mvd_offline.costs.dry_run")
+
+    assert "torch" in loaded
+    assert not loaded & {"accelerate", "timm", "decord", "av", "tensorboard"}
 
 
 def test_help_answers_within_300_ms() -> None:

@@ -52,9 +52,10 @@ def test_the_commands_are_those_of_the_design_in_its_order(capsys: pytest.Captur
 
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    lines = [line.split()[0] for line in shown[shown.index("Commands:") :].splitlines()[1:] if line.strip()]
-    assert tuple(lines) == DESIGNED
-    assert "..." not in shown[shown.index("Commands:") :], "a command's line of help is cut"
+    commands, _, next_steps = shown[shown.index("Commands:") :].partition("\n\n")
+    assert tuple(line.split()[0] for line in commands.splitlines()[1:]) == DESIGNED
+    assert "..." not in commands, "a command's line of help is cut"
+    assert "Begin with `mvd-offline demo`" in next_steps
 
 
 @pytest.mark.parametrize("name", DESIGNED)

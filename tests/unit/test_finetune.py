@@ -5,17 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mvd_offline.errors import VideoError
-from mvd_offline.finetune import FinetuneReader, FinetuneTask
+from mvd_offline.finetuning.drawing import Erasure
+from mvd_offline.finetuning.erasing import erase
+from mvd_offline.finetuning.mixing import Mix
+from mvd_offline.finetuning.reading import FinetuneReader
+from mvd_offline.finetuning.task import CLASSIFIER_FILE, EMA_FILE, FinetuneTask
+from mvd_offline.models import load_classifier
 from mvd_offline.models.classifier import build_classifier
-from mvd_offline.recipe import AugmentSection, ClassifierSection, ClipSection, FinetuneRecipe
+from mvd_offline.models.inputs import normalize
+from mvd_offline.recipe import (
+    AugmentSection,
+    ClassifierSection,
+    ClipSection,
+    ErasingSection,
+    FinetuneRecipe,
+    MixingSection,
+    RandAugmentSection,
+)
 from mvd_offline.training.catalogs import CatalogRows
 from mvd_offline.training.order import BatchRequest
 from mvd_offline.video.crops import CropBox
@@ -36,7 +52,7 @@ def reader(known_videos: Any) -> Callable[..., FinetuneReader]:
     """Reads the ramp (row 0) and the disc (row 1)."""
 
     def make(clip: ClipSection = DENSE, **changes: Any) -> FinetuneReader:
-        sites = {"drop_path_sites": 4, "dropout_sites": 0, "augment": AugmentSection(), "seed": 0}
+        sites = {"drop_path_sites": 4, "dropout_sites": 0, "augment": AugmentSection(), "mixing": None, "seed": 0}
         videos = (known_videos.ramp, known_videos.disc)
         return FinetuneReader(videos=videos, root=known_videos.root, clip=clip, **(sites | changes))
 
@@ -109,6 +125,50 @@ def test_a_video_that_changed_since_its_scan_is_an_error_that_names_it(reader: A
         read(request(0))
 
 
+EVERYTHING = AugmentSection(
+    repeats=2, rand_augment=RandAugmentSection(), erasing=ErasingSection(probability=0.5), area=(0.3, 1.0)
+)
+
+
+def test_repeated_views_lie_side_by_side_and_show_the_same_frames(reader: Any, known_videos: Any) -> None:
+    gentle = AugmentSection(repeats=2, area=(0.3, 0.9))
+    batch = reader(augment=gentle, dropout_sites=48)(request(0, 1))
+    first, again, disc, disc_again = batch["clips"].numpy()
+    assert batch["labels"].tolist() == [1, 1, 0, 0]
+    assert known_videos.frames_in(first) == known_videos.frames_in(again)
+    assert not np.array_equal(disc, disc_again)
+    assert max(first[0].std(), again[0].std()) < 5 < min(disc[0].std(), disc_again[0].std()), (
+        "frames of the ramp are plain"
+    )
+    for noise in (batch["drop_path"], batch["dropout"]):
+        assert len({tuple(row.tolist()) for row in noise}) == 4
+    plain = reader(augment=AugmentSection(area=(0.3, 0.9)), dropout_sites=48)(request(0, 1))
+    for name, value in plain.items():
+        assert torch.equal(value, batch[name][::2]), f"{name} of the first views"
+
+
+def test_everything_that_is_drawn_is_the_same_wherever_a_video_is_read(reader: Any) -> None:
+    read = reader(augment=EVERYTHING, dropout_sites=48)
+    both, alone = read(request(0, 1)), read(request(1))
+    for name in ("clips", "labels", "drop_path", "dropout"):
+        assert torch.equal(both[name][2:], alone[name]), name
+    assert both["erasures"][2:] == alone["erasures"]
+    epochs = [read(request(0, 1, epoch=epoch))["erasures"] for epoch in range(10)]
+    assert sum(erasure is not None for erasures in epochs for erasure in erasures) == pytest.approx(20, abs=12)
+
+
+def test_how_a_micro_batch_is_mixed_depends_on_its_place_in_the_global_batch(reader: Any) -> None:
+    read = reader(mixing=MixingSection())
+    mixes = {
+        place: read(BatchRequest(epoch, batch, first, True, (0, 1)))["mix"]
+        for place in ((0, 0, 0), (0, 0, 2), (0, 1, 0), (1, 0, 0))
+        for epoch, batch, first in [place]
+    }
+    assert len(set(mixes.values())) == 4
+    assert read(BatchRequest(0, 0, 2, False, (1,)))["mix"] == mixes[0, 0, 2]
+    assert "mix" not in reader()(request(0))
+
+
 # ---- the loss ----------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +202,87 @@ def test_label_smoothing_by_hand(known_videos: Any, tmp_path: Path) -> None:
     right_is_1 = -(0.1 * 2.0 + 0.8 * 0.0 + 0.1 * -1.0) + normaliser
     assert found["loss"].item() == pytest.approx((right_is_0 + right_is_1) / 2, rel=1e-6)
     assert found["accuracy"].item() == 0.5
+
+
+def test_a_mixed_batch_is_erased_then_blended_and_has_soft_labels(known_videos: Any, tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    class Sees(Says):
+        def forward(self, video: Tensor, drop_path: Tensor, dropout: Tensor | None) -> Tensor:
+            seen.append(video)
+            return super().forward(video, drop_path, dropout)
+
+    clips = torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8)
+    clips[1] = 255
+    erasures = [None, Erasure(CropBox(0, 0, 8, 8), seed=1)]
+    batch = {"clips": clips, "labels": torch.tensor([0, 2]), "drop_path": torch.zeros(2, 4), "erasures": erasures}
+    logits = [[2.0, 0.0, -1.0], [0.0, 1.0, 3.0]]
+    unit = task(known_videos, tmp_path, label_smoothing=0.1)
+    unit.loss(Sees(*logits), batch)
+    mixed = unit.loss(Sees(*logits), batch | {"mix": Mix(0.75)})
+
+    plain, blended = seen
+    assert torch.equal(plain, erase(normalize(clips), erasures))
+    torch.testing.assert_close(blended, 0.75 * plain + 0.25 * plain.flip(0))
+    targets = torch.tensor([[0.9 * 0.75, 0.0, 0.9 * 0.25], [0.9 * 0.25, 0.0, 0.9 * 0.75]]) + 0.1 / 3
+    torch.testing.assert_close(mixed["loss"], -(targets * torch.tensor(logits).log_softmax(1)).sum(1).mean())
+    assert mixed["accuracy"].item() == 1.0
+    assert unit.loss(Sees(*logits), batch | {"mix": Mix(0.25)})["accuracy"].item() == 0.0, "the other label weighs more"
+
+
+def test_cutmix_goes_along_time_only_as_a_quirk(known_videos: Any, tmp_path: Path) -> None:
+    """With a box of the first 8 rows, which along time are all 4 frames, a plain clip changes in other places."""
+    clips = torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8)
+    clips[1] = 255
+    batch = {"clips": clips, "labels": torch.tensor([0, 1]), "mix": Mix(0.875, CropBox(x=0, y=0, w=16, h=8))}
+    changed = {}
+    for in_time in (False, True):
+        unit = task(known_videos, tmp_path, quirks={"cutmix_in_time": in_time})
+        video, labels = unit._augmented(dict(batch))
+        changed[in_time] = video[0] > 0
+        assert labels[0].tolist() == [0.875, 0.125, 0.0]
+    rows_and_columns, frames_and_rows = torch.zeros(2, 3, 4, 32, 32, dtype=torch.bool)
+    rows_and_columns[..., :8, :16] = True
+    frames_and_rows[:, :8, :16] = True
+    assert torch.equal(changed[False], rows_and_columns)
+    assert torch.equal(changed[True], frames_and_rows)
+
+
+def counted(sizes: list[int], tensor: Tensor) -> Tensor:
+    sizes.append(tensor.numel())
+    return tensor
+
+
+def test_recomputed_activations_give_the_same_loss_and_gradients(known_videos: Any, tmp_path: Path) -> None:
+    rows = CatalogRows(known_videos.write_catalog(tmp_path / "catalog.parquet"))
+    found = []
+    for checkpointed in (False, True):
+        model = MODEL.model_copy(update={"drop_path": 0.5, "checkpoint_activations": checkpointed})
+        recipe = FinetuneRecipe(kind="finetune", name="unit", clip=DENSE, model=model, augment=EVERYTHING)
+        unit = FinetuneTask(recipe, rows, None)
+        unit.model.train()
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(partial(counted, kept), lambda tensor: tensor):
+            loss = unit.loss(unit.model, unit.reader(request(0, 1)))["loss"]
+        loss.backward()
+        gradients = {name: p.grad for name, p in unit.model.named_parameters()}
+        found.append((loss.detach(), gradients, sum(kept)))
+    (loss, gradients, all_kept), (again, recomputed, few_kept) = found
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(recomputed, gradients)
+    assert few_kept < all_kept / 2
+
+
+def test_the_average_of_the_weights_is_saved_beside_them(known_videos: Any, tmp_path: Path) -> None:
+    unit = task(known_videos, tmp_path, ema={"decay": 0.9})
+    start = unit.classifier.head.weight.detach().clone()
+    with torch.no_grad():
+        unit.classifier.head.weight.add_(1.0)
+    unit.averages["ema"].update(0.0)
+    unit.save(tmp_path, unit.classifier.state_dict())
+    saved = {name: load_classifier(tmp_path / name).head.weight for name in (CLASSIFIER_FILE, EMA_FILE)}
+    torch.testing.assert_close(saved[CLASSIFIER_FILE], start + 1.0)
+    torch.testing.assert_close(saved[EMA_FILE], start + 0.1)
 
 
 def test_the_learning_rate_falls_by_layer_and_norms_are_not_decayed(known_videos: Any, tmp_path: Path) -> None:

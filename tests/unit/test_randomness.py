@@ -85,3 +85,21 @@ def test_a_permutation_holds_every_index_once(n: int) -> None:
 
 def test_a_torch_seed_fits_a_signed_word() -> None:
     assert all(0 <= KeyedStream("seed", i).torch_seed() < 2**63 for i in range(100))
+
+
+def test_normal_and_beta_draws_are_pinned_and_have_their_moments() -> None:
+    stream = KeyedStream("moments")
+    # Logarithms and powers are the machine's: their last bits may differ.
+    expected = [7.617513242311798, 0.6312240282619771]
+    assert [stream.normal(7.0, 0.5), stream.beta(0.8, 0.8)] == pytest.approx(expected, rel=1e-12)
+
+    normal = np.array([stream.normal(7.0, 0.5) for _ in range(6000)])
+    assert normal.mean() == pytest.approx(7.0, abs=0.03)
+    assert normal.std() == pytest.approx(0.5, abs=0.02)
+    assert (np.abs(normal - 7.0) < 0.5).mean() == pytest.approx(0.6827, abs=0.02)
+
+    for a, b in ((0.8, 0.8), (1.0, 1.0), (2.0, 0.5)):
+        beta = np.array([stream.beta(a, b) for _ in range(4000)])
+        assert ((beta >= 0.0) & (beta <= 1.0)).all()
+        assert beta.mean() == pytest.approx(a / (a + b), abs=0.02)
+        assert beta.var() == pytest.approx(a * b / ((a + b) ** 2 * (a + b + 1)), abs=0.01)

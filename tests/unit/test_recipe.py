@@ -1,5 +1,6 @@
 """Recipes: every one that ships, and how a recipe is loaded, overridden, refused and saved."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from mvd_offline.recipe import (
     recipe_header,
     shipped_recipes,
 )
+from mvd_offline.training.order import BatchShape
 from mvd_offline.video.masking import masked_tokens
 
 SHIPPED = sorted(shipped_recipes())
@@ -55,6 +57,7 @@ PRETRAIN = {
 }
 
 # name: (peak, floor, videos a step, epochs, layer decay, drop path, head dropout, segments, classes)
+# The released scripts' (recipes of K400 and SSv2), the paper's (UCF101, HMDB51) and MAE's (ImageNet).
 FINETUNE = {
     "vit_s_k400": (7.5e-4, 1.5e-6, 384, 150, 0.75, 0.1, 0.0, 5, 400),
     "vit_b_k400": (7.5e-4, 1.5e-6, 384, 75, 0.75, 0.1, 0.0, 5, 400),
@@ -73,6 +76,20 @@ FINETUNE = {
     "vit_l_hmdb51": (5e-4, 5e-6, 128, 50, 0.7, 0.3, 0.5, 5, 51),
     "vit_h_hmdb51": (5e-4, 5e-6, 128, 50, 0.7, 0.3, 0.5, 5, 51),
     "vit_b_imagenet": (2e-3, 1e-6, 1024, 100, 0.65, 0.1, 0.0, 1, 1000),
+}
+
+# name: (GPUs, videos of each at a time, accumulated batches, base learning rate, floor before scaling)
+FINETUNE_LAUNCHES = {
+    "vit_s_k400": (16, 12, 2, 5e-4, 1e-6),
+    "vit_b_k400": (32, 6, 2, 5e-4, 1e-6),
+    "vit_l_k400": (32, 8, 2, 1e-3, 1e-6),
+    "vit_h_k400": (32, 8, 1, 1e-3, 1e-6),
+    "vit_s_ssv2": (32, 12, 1, 1e-3, 1e-6),
+    "vit_b_ssv2": (16, 24, 1, 5e-4, 1e-6),
+    "vit_l_ssv2": (16, 16, 1, 5e-4, 1e-6),
+    "vit_h_ssv2": (16, 8, 1, 5e-4, 1e-5),
+    "vit_b_ucf101": (8, 16, 1, 5e-4, 1e-5),
+    "vit_b_hmdb51": (8, 16, 1, 1e-3, 1e-5),
 }
 
 # The paper's comparisons: student, teachers that it learns from, further objectives, trained epochs, clip stride.
@@ -170,7 +187,7 @@ def test_every_recipe_has_a_tiny_twin_of_the_same_kind_and_path() -> None:
             assert (full.method, full.mask) == (twin.method, twin.mask)
         elif isinstance(full, FinetuneRecipe) and isinstance(twin, FinetuneRecipe):
             assert full.clip.sampling == twin.clip.sampling
-            assert full.augment == twin.augment
+            assert (full.augment, full.mixing) == (twin.augment, twin.mixing)
             assert full.optim.layer_decay == twin.optim.layer_decay
 
 
@@ -236,8 +253,10 @@ def test_a_recipe_without_a_published_row_says_so(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FINETUNE)
-def test_a_fine_tuning_header_says_which_augmentations_are_missing(name: str) -> None:
+def test_a_fine_tuning_header_says_what_is_augmented_and_mixed(name: str) -> None:
     header = header_of(f"finetune/{name}")
+    assert "Not covered" not in header
+    assert ("quirks.cutmix_in_time=true" in header) == (name != "vit_b_imagenet")
 
     for word in (
         "random resized crop",
@@ -386,8 +405,63 @@ def test_fine_tuning_settings_are_those_of_the_released_scripts(name: str) -> No
     assert (recipe.model.drop_path, recipe.model.head_dropout, recipe.model.classes) == (drop_path, dropout, classes)
     assert (recipe.evaluation.segments, recipe.evaluation.crops) == (segments, 1 if name == "vit_b_imagenet" else 3)
     assert recipe.clip.sampling == ("uniform" if something else "dense")
-    assert recipe.augment.flip == (0 if something else 0.5)
     assert recipe.label_smoothing == 0.1
+    assert (recipe.model.head_init_scale, recipe.ema, recipe.optim.eps) == (0.001, None, 1e-8)
+    assert (optim.stop_after_epochs, recipe.training.precision) == (None, "fp16")
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_fine_tuning_augments_and_mixes_as_the_released_scripts(name: str) -> None:
+    recipe, images = load_finetune(f"finetune/{name}"), name == "vit_b_imagenet"
+    augment, mixing = recipe.augment, recipe.mixing
+    assert augment.rand_augment
+    assert augment.erasing
+    assert mixing
+
+    assert augment.repeats == (1 if images else 2)
+    assert augment.flip == (0 if name.endswith("ssv2") else 0.5)
+    assert (augment.area, augment.aspect) == ((0.08, 1.0), (0.75, 4 / 3))
+    ours = augment.rand_augment
+    assert (ours.magnitude, ours.operations) == ((9, 2) if images else (7, 4))
+    assert (ours.magnitude_std, ours.probability) == (0.5, 0.5)
+    assert (augment.erasing.probability, augment.erasing.area, augment.erasing.aspect) == (
+        0.25, (0.02, 1 / 3), (0.3, 1 / 0.3),
+    )  # fmt: skip
+    assert (mixing.mixup_alpha, mixing.cutmix_alpha) == (0.8, 1.0)
+    assert (mixing.probability, mixing.switch_probability) == (1.0, 0.5)
+    assert not recipe.quirks.cutmix_in_time
+
+
+@pytest.mark.parametrize("name", FINETUNE_LAUNCHES)
+def test_the_table_of_released_fine_tuning_scripts_follows_from_the_recipes(name: str) -> None:
+    gpus, videos, accumulated, base, floor = FINETUNE_LAUNCHES[name]
+    recipe = load_finetune(f"finetune/{name}")
+    optim = recipe.optim
+    shape = BatchShape(optim.batch_size, gpus, optim.micro_batch_size)
+
+    assert (shape.micro, shape.accumulation) == (videos, accumulated)
+    # A repeated view is no video: it counts neither in the batch nor in the learning rate.
+    total = gpus * videos * accumulated
+    assert (optim.batch_size, optim.base_lr, optim.min_lr) == (total, base, floor)
+    assert (optim.peak_lr, optim.floor_lr) == pytest.approx((base * total / 256, floor * total / 256), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mixing={mixup_alpha: 0, cutmix_alpha: 0}", "are both 0, so that nothing is mixed: leave mixing out"),
+        ("mixing.probability=1.5", "mixing.probability: input should be less than or equal to 1"),
+        ("mixing.alpha=0.8", "mixing.alpha is no known key; did you mean mixup_alpha?"),
+        ("augment.area=[0.5, 0.2]", "area must be a smallest and a largest share in (0, 1], not (0.5, 0.2)"),
+        ("augment.erasing.aspect=[0, 1]", "aspect must be a smallest and a largest ratio above 0, not (0.0, 1.0)"),
+        ("augment.rand_augment.magnitude=11", "less than or equal to 10"),
+        ("augment.repeats=0", "augment.repeats: input should be greater than or equal to 1"),
+        ("quirks.cutmix_in_tmie=true", "quirks.cutmix_in_tmie is no known key; did you mean cutmix_in_time?"),
+    ],
+)
+def test_augmentation_that_cannot_be_is_refused(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load_finetune("smoke/finetune_vit_s_k400", [override])
 
 
 # ---- loading, overriding, refusing -------------------------------------------------------------------------------

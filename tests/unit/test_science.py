@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from mvd_offline.bench.science.jobs import fill_store, measure_other, measure_student, prepare_videos, train_teacher
-from mvd_offline.bench.science.probe import fit_linear
+from mvd_offline.bench.science.learnt import share_predicted
 from mvd_offline.bench.science.results import ORDERINGS, Accuracy, Measured, compare
 from mvd_offline.bench.science.rows import IMAGE_TEACHER, Row, store_rows, student_rows
 from mvd_offline.bench.science.run import QUICK, collect, science
 from mvd_offline.bench.science.videos import FRAMES, SIDE, Task
 from mvd_offline.bench.science.work import part
 from mvd_offline.errors import UsageError
+from mvd_offline.probing.linear import fit_linear, standardise
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.video.synthetic import MOTIONS, TEXTURES, draw_frames
 
@@ -75,9 +76,9 @@ def linear_accuracy(
         )
 
     (train, train_labels), (test, test_labels) = rows("train"), rows("test")
-    mean, deviation = train.mean(0), train.std(0) + 1e-6
-    weight, bias = fit_linear((train - mean) / deviation, train_labels)
-    return float((((test - mean) / deviation @ weight + bias).argmax(1) == test_labels).double().mean())
+    train, test = standardise(train, test)
+    weight, bias = fit_linear(train, train_labels, len(classes))
+    return float(((test @ weight + bias).argmax(1) == test_labels).double().mean())
 
 
 def test_a_single_frame_tells_the_texture_and_not_the_direction(
@@ -133,6 +134,21 @@ def test_one_student_goes_through_every_stage_and_nothing_is_done_twice(tmp_path
             for accuracy in tasks.values():
                 assert len(accuracy.values) == 1
                 assert 0.0 <= accuracy.mean <= 1.0
+    learnt = {row.row.name: set(row.learnt) for row in rows}
+    assert (learnt[both.name], learnt[IMAGE_TEACHER.name]) == ({"image", "video"}, {"pixels"})
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_is_learnt_is_one_for_the_targets_themselves_and_nothing_for_the_mean_of_each_place(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randn(6, 4, 3, generator=generator) + torch.arange(4)[:, None]
+    masks = torch.tensor([[True, False, True, False], [False, True, False, True]] * 3) if masked else None
+    means = targets.mean(dim=0).expand_as(targets)
+    wanted, mean = (targets, means) if masks is None else (targets[masks], means[masks])
+
+    assert share_predicted(wanted, wanted, targets, masks) == 1.0
+    assert share_predicted(mean, wanted, targets, masks) == pytest.approx(0.0, abs=1e-6)
+    assert share_predicted(torch.zeros_like(wanted), wanted, targets, masks) < 0.0
 
 
 def test_a_part_that_failed_is_done_again(tmp_path: Path) -> None:
@@ -158,7 +174,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 def with_values(name: str, *values: float) -> Measured:
     tasks: dict[Task, Accuracy] = {"spatial": Accuracy(values), "temporal": Accuracy(())}
-    return Measured(Row(name, name), {"finetuned": tasks, "probed": tasks}, (), ())
+    return Measured(Row(name, name), {"finetuned": tasks, "probed": tasks}, (), (), {})
 
 
 @pytest.mark.parametrize(

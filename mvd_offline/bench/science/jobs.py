@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from mvd_offline.bench.science.learnt import learnt_by_student, learnt_by_teacher
 from mvd_offline.bench.science.probe import probe, read_probe_clips, render_probe_clips
 from mvd_offline.bench.science.rows import FRESH, IMAGE_TEACHER, VIDEO_TEACHER, Row
 from mvd_offline.bench.science.videos import CLASSES_OF, TASKS, Counts, Task, catalog_path, make_videos
@@ -90,8 +91,11 @@ def prepare_videos(out: Path, scale: Scale, workers: int) -> None:
 
 
 def train_teacher(out: Path, scale: Scale, method: Method) -> None:
-    def job() -> None:
-        pretrain(scale.pretrain(method), catalog_path=catalog_path(out, "train"), run=out / method)
+    def job() -> dict[str, Any]:
+        recipe = scale.pretrain(method)
+        pretrain(recipe, catalog_path=catalog_path(out, "train"), run=out / method)
+        clips = read_probe_clips(out).test
+        return {"learnt": {"pixels": learnt_by_teacher(recipe, out / method / TEACHER_FILE, clips)}}
 
     part(out, f"teacher_{method}", job)
 
@@ -120,8 +124,10 @@ def measure_student(out: Path, scale: Scale, row: Row, seed: int) -> None:
     run = out / "students" / f"{row.name}-{seed}"
 
     def job() -> dict[str, Any]:
-        summary = distill(scale.distill(out, row, seed), store_dir=store_folder(out, row), run=run)
-        return {"last": summary.last}
+        recipe = scale.distill(out, row, seed)
+        summary = distill(recipe, store_dir=store_folder(out, row), run=run)
+        learnt = learnt_by_student(recipe, run / STUDENT_FILE, read_probe_clips(out).test)
+        return {"last": summary.last, "learnt": learnt}
 
     part(out, f"{row.name}-{seed}-pretraining", job)
     _measure(out, scale, row, seed, run / STUDENT_FILE)

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save
 from torch import Tensor
-from torch.nn import functional as F
 
 from mvd_offline.bench.science.videos import TASKS, Task, catalog_path, labels_of
 from mvd_offline.models.inputs import normalize
+from mvd_offline.probing.linear import fit_linear, standardise
 from mvd_offline.recipe import ViewSection
 from mvd_offline.shards.atomic import publish_bytes
 from mvd_offline.training.catalogs import CatalogRows
@@ -28,7 +28,6 @@ from mvd_offline.video.views import draw_view
 
 CLIPS_FILE = "probe.safetensors"
 _BATCH = 128
-_PENALTY = 1e-3  # of the squared weights
 
 
 @dataclass(frozen=True)
@@ -71,31 +70,14 @@ def probe(encode: Callable[[Tensor], Tensor], clips: ProbeClips, device: torch.d
         encode: (B, 3, T, S, S), normalised, to tokens (B, N, D).
     """
     train, test = (_features(encode, pixels, device) for pixels in (clips.train, clips.test))
-    mean, deviation = train.mean(dim=0), train.std(dim=0) + 1e-6
-    train, test = (train - mean) / deviation, (test - mean) / deviation
+    train, test = standardise(train, test)
     found: dict[Task, float] = {}
     for task in TASKS:
-        weight, bias = fit_linear(train, torch.from_numpy(clips.train_labels[task]).to(device))
+        labels = torch.from_numpy(clips.train_labels[task]).to(device)
+        weight, bias = fit_linear(train, labels, int(labels.max()) + 1)
         right = (test @ weight + bias).argmax(dim=1).cpu() == torch.from_numpy(clips.test_labels[task])
         found[task] = float(right.double().mean())
     return found
-
-
-def fit_linear(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression: weight (D, classes) and bias (classes,) of (rows, D) and (rows,)."""
-    classes = int(labels.max()) + 1
-    weight = features.new_zeros(features.shape[1], classes, requires_grad=True)
-    bias = features.new_zeros(classes, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> float:
-        optimizer.zero_grad()
-        value = F.cross_entropy(features @ weight + bias, labels) + _PENALTY * weight.square().sum()
-        value.backward()
-        return float(value.detach())
-
-    optimizer.step(loss)
-    return weight.detach(), bias.detach()
 
 
 def _clips(rows: CatalogRows, section: ViewSection, group: int) -> NDArray[np.uint8]:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
-from mvd_offline.bench.science.rows import Row
+from mvd_offline.bench.science.rows import IMAGE_TEACHER, VIDEO_TEACHER, Row
 from mvd_offline.bench.science.videos import TASKS, Task
 
 Parts: TypeAlias = Mapping[str, Mapping[str, Any]]
 Protocol: TypeAlias = Literal["finetuned", "probed"]
 PROTOCOLS: tuple[Protocol, ...] = ("finetuned", "probed")
+TEACHER_PARTS = {IMAGE_TEACHER.name: "teacher_mae", VIDEO_TEACHER.name: "teacher_videomae"}
+"""The part in which a row's encoder was trained, of rows that are no students."""
 Verdict: TypeAlias = Literal["as in the paper", "against the paper", "undecided", "not measured"]
 
 
@@ -39,12 +41,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row with what was found: accuracies by protocol and task, loss and seconds of its pretraining."""
+    """A row with what was found: accuracies by protocol and task, loss and seconds of its pretraining.
+
+    Attributes:
+        learnt: how much of what is hidden it predicts (see `learnt.py`), mean over seeds, by target.
+    """
 
     row: Row
     accuracy: dict[Protocol, dict[Task, Accuracy]]
     pretraining_seconds: tuple[float, ...]
     pretraining_loss: tuple[float, ...]
+    learnt: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         accuracy = {p: {task: list(self.accuracy[p][task].values) for task in TASKS} for p in PROTOCOLS}
@@ -53,6 +60,7 @@ class Measured:
             "top1": accuracy,
             "pretraining_seconds": list(self.pretraining_seconds),
             "pretraining_loss": list(self.pretraining_loss),
+            "learnt": self.learnt,
         }
 
 
@@ -61,7 +69,9 @@ def measured(row: Row, seeds: int, parts: Parts) -> Measured:
     names = [f"{row.name}-{seed}" for seed in range(seeds)]
     tuned = {task: [parts[f"{n}-{task}"]["top1"] for n in names if f"{n}-{task}" in parts] for task in TASKS}
     probed = {task: [parts[f"{n}-probe"][task] for n in names if f"{n}-probe" in parts] for task in TASKS}
-    trained = [parts[f"{name}-pretraining"] for name in names if f"{name}-pretraining" in parts]
+    of_training = TEACHER_PARTS.get(row.name)
+    trainings = [of_training] if of_training else [f"{name}-pretraining" for name in names]
+    trained = [parts[name] for name in trainings if name in parts]
     return Measured(
         row,
         {
@@ -69,8 +79,13 @@ def measured(row: Row, seeds: int, parts: Parts) -> Measured:
             "probed": {task: Accuracy(tuple(values)) for task, values in probed.items()},
         },
         tuple(done["seconds"] for done in trained),
-        tuple(done["last"]["loss"] for done in trained if done["last"]),
+        tuple(done["last"]["loss"] for done in trained if done.get("last")),
+        _means([done["learnt"] for done in trained]),
     )
+
+
+def _means(several: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: statistics.fmean(each[name] for each in several) for name in (several[0] if several else ())}
 
 
 # ---- orderings ---------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ BOTH = "both"
 """The paper's method, and the row that the second table shares with the first."""
 
 # BootMAE's schedule is for hundreds of epochs of thousands of steps; this one forgets the first steps as soon.
-_MOMENTUM = "momentum={decay: [[0, 0.97], [16, 0.995]]}"
+_MOMENTUM = "momentum={decay: [[0, 0.97], [40, 0.995]]}"
 
 SCRATCH = Row("scratch", "no pretraining")
 IMAGE_TEACHER = Row("image_teacher", "the image teacher itself (MAE)")

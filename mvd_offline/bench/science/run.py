@@ -181,7 +181,10 @@ def _facts(scale: Scale, seeds: int, quick: bool) -> list[str]:
         f"frames of {student.view.image_size} px, patches of {student.view.patch_size} px; mask "
         f"{student.mask.kind} {student.mask.ratio}",
         f"teachers: MAE {teachers['mae']:g} epochs, VideoMAE {teachers['videomae']:g}; every student {steps} steps of "
-        f"{student.optim.batch_size} clips; fine-tuning {tuning.optim.epochs:g} epochs",
+        f"{student.optim.batch_size} clips (equal steps, not equal compute: see the seconds; online rows run their "
+        f"teachers, and a per-token student sees every token); fine-tuning {tuning.optim.epochs:g} epochs",
+        "what is hidden: the share of its variance, about the mean of each token's place, that is predicted on the "
+        "test videos; 0 is a model that learnt nothing about the clip",
         "paper: ViT-B, 400 epochs, unless it says otherwise; the linear probe has the mean token of the frozen encoder "
         f"and the labels of all {train} training videos",
     ]

@@ -22,7 +22,7 @@ from mvd_offline.distillation.samples import StoreSamples
 from mvd_offline.errors import UsageError
 from mvd_offline.shards.store import Store
 from mvd_offline.training.feeding import Requests
-from mvd_offline.training.order import BatchShape
+from mvd_offline.training.order import BatchShape, EpochRequests
 
 RECIPE = recipe_of()
 VIDEOS, GROUPS = (14, 9, 5), (1, 2, 3)
@@ -38,13 +38,28 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Store]:
     ]
 
 
+@pytest.fixture(scope="module")
+def stores_of_clips(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Store]]:
+    """As `stores`, with two or three clips of each video."""
+    folder = tmp_path_factory.mktemp("clips")
+    return {
+        clips: [
+            planned_store(folder / f"{clips}-{n}", recipe_of(groups=groups, view_seed=n, clips=clips), videos)
+            for n, (videos, groups) in enumerate(zip(VIDEOS, GROUPS, strict=True))
+        ]
+        for clips in (2, 3)
+    }
+
+
 @cache
-def opened(store: Store, seed: int) -> StoreSamples:
-    return StoreSamples(recipe_of(seed=seed), store)
+def opened(store: Store, seed: int, clips: int = 1) -> StoreSamples:
+    return StoreSamples(recipe_of(seed=seed, clips=clips), store)
 
 
-def mixture(stores: Sequence[Store], weights: Sequence[float], seed: int = 0) -> tuple[MixedSamples, RunRows]:
-    samples = [opened(store, seed) for store in stores]
+def mixture(
+    stores: Sequence[Store], weights: Sequence[float], seed: int = 0, clips: int = 1
+) -> tuple[MixedSamples, RunRows]:
+    samples = [opened(store, seed, clips) for store in stores]
     rows = RunRows(StoreRows(store, part.plan, Path(), ()) for store, part in zip(stores, samples, strict=True))
     return MixedSamples(samples, weights, rows), rows
 
@@ -99,6 +114,40 @@ def test_any_stretch_of_an_epoch_has_its_share_of_each_store(sizes: list[int]) -
         sofar = np.cumsum(mixed // 100 == n)
         expected = np.arange(1, len(mixed) + 1) * size / len(mixed)
         assert np.abs(sofar - expected).max() <= len(sizes)
+
+
+@given(weights=WEIGHTS, epoch=st.integers(0, 4), clips=st.sampled_from([2, 3]))
+def test_the_clips_of_a_video_stay_side_by_side_in_one_micro_batch(
+    stores_of_clips: dict[int, list[Store]], weights: list[float], epoch: int, clips: int
+) -> None:
+    mixed, rows = mixture(stores_of_clips[clips], weights, clips=clips)
+    shape = BatchShape(4 * clips, 2, clips)
+
+    order = mixed.order(epoch)
+
+    assert len(order) == mixed.per_epoch()
+    assert len(set(order.tolist())) == len(order)
+    for start in range(0, len(order), clips):
+        numbers = order[start : start + clips]
+        assert numbers.tolist() == list(range(numbers[0], numbers[0] + clips))
+        assert len({(rows[n][0].video_id, rows[n][1].store.root) for n in numbers.tolist()}) == 1
+    for request in EpochRequests(order, shape, epoch=epoch, rank=1):
+        assert len({rows[n][0].video_id for n in request.rows}) == 1
+    for weight, store, taken in zip(weights, stores_of_clips[clips], mixed.taken, strict=True):
+        assert abs(taken - weight * opened(store, 0, clips).per_epoch()) <= clips / 2
+
+
+def test_where_single_clips_failed_an_epoch_still_takes_its_share(stores_of_clips: dict[int, list[Store]]) -> None:
+    stores = stores_of_clips[2][:2]
+    samples = [StoreSamples(recipe_of(clips=2), store) for store in stores]
+    samples[1]._ok[3] = False
+    rows = RunRows(StoreRows(store, part.plan, Path(), ()) for store, part in zip(stores, samples, strict=True))
+
+    parts, views = rows.split(MixedSamples(samples, [1, 1], rows).order(0))
+
+    for place, own in enumerate(samples):
+        assert views[parts == place].tolist() == own.order(0)[: own.per_epoch()].tolist()
+    assert samples[1].per_epoch() == 17
 
 
 def test_the_order_depends_on_the_seed_the_epoch_and_the_stores_alone(stores: list[Store]) -> None:
@@ -179,12 +228,13 @@ class _Echo:
     def sizes(self, student_size: int) -> tuple[int, ...]:
         return (student_size,)
 
-    def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
-        assert tokens is not None
-        values = [
-            [[1000 * self._store + view, token] for token in of] for view, of in zip(view_ids, tokens, strict=True)
-        ]
-        return {"video": torch.tensor(values)}
+    def memory(self, rows: int, tokens: NDArray[np.int64]) -> tuple[dict[str, Tensor], dict[str, NDArray[np.int64]]]:
+        self.made = torch.full((rows, tokens.shape[1], 2), -1)
+        return {"video": self.made}, {"video": self.made.numpy()}
+
+    def fill(self, arrays: dict[str, NDArray[np.int64]], view_ids: list[int], tokens: NDArray[np.int64]) -> None:
+        arrays["video"][:, :, 0] = 1000 * self._store + np.array(view_ids)[:, None]
+        arrays["video"][:, :, 1] = tokens
 
 
 @given(data=st.data(), batch=st.integers(1, 7))
@@ -196,8 +246,10 @@ def test_each_row_of_a_batch_is_read_from_its_own_store_at_its_own_tokens(
     numbers = [int(rows.numbers(place, np.array([view]))[0]) for place, view in wanted]
     tokens = np.arange(2 * batch).reshape(batch, 2)
 
-    found = MixedReader([_Echo(n) for n in range(3)], rows).read(numbers, tokens)["video"]
+    readers = [_Echo(n) for n in range(3)]
+    found = MixedReader(readers, rows).read(numbers, tokens)["video"]  # type: ignore[arg-type]
 
+    assert found is readers[0].made, "nothing is copied"
     assert found[:, :, 0].tolist() == [[1000 * place + view] * 2 for place, view in wanted]
     assert found[:, :, 1].tolist() == tokens.tolist()
 

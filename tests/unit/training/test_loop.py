@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from mvd_offline.errors import CheckpointError, TrainingStopped
 from mvd_offline.recipe import OptimSection, QuirkSection, TrainingSection
 from mvd_offline.training.averages import Average, constant
+from mvd_offline.training.interludes import Interlude
 from mvd_offline.training.loop import Batch, TrainingSummary, train
 from mvd_offline.training.order import BatchRequest
 from mvd_offline.training.state import RunIdentity
@@ -75,6 +77,7 @@ def run(
     leftover: int | None = None,
     tf32: bool = False,
     task: LineTask | None = None,
+    interlude: Interlude | None = None,
     **changes: Any,
 ) -> TrainingSummary:
     optim = OptimSection(
@@ -92,6 +95,7 @@ def run(
         run=folder,
         accelerator=Accelerator(),
         quirks=QuirkSection(leftover_micro_batch=leftover),
+        interlude=interlude,
     )
 
 
@@ -229,3 +233,98 @@ def test_each_line_says_where_the_time_of_a_step_went(tmp_path: Path) -> None:
         assert all(seconds[f"{phase}_seconds"] >= 0 for phase in phases)
         assert sum(seconds[f"{phase}_seconds"] for phase in phases) == pytest.approx(seconds["step_seconds"])
         assert 0 <= seconds["data_wait_share"] <= 1
+
+
+# ---- interludes --------------------------------------------------------------------------------------------------
+
+
+class Look:
+    """Notes the weight at each look; at one of them, a signal keeps it from coming to an end."""
+
+    def __init__(self, task: LineTask, every_epochs: float = 1, stopped_at: int | None = None) -> None:
+        self.name, self.every_epochs = "look", every_epochs
+        self._task, self._stopped_at = task, stopped_at
+        self.seen: list[float] = []
+
+    def look(self, accelerator: Accelerator) -> dict[str, float] | None:
+        self.seen.append(self._task.line.weight.item())
+        torch.manual_seed(99)
+        return None if len(self.seen) == self._stopped_at else {"weight": self.seen[-1]}
+
+
+def looks(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["look/weight"] for line in lines(folder) if "look/weight" in line}
+
+
+def run_looking(folder: Path, look: Look, task: LineTask, **changes: Any) -> TrainingSummary:
+    return run(folder, task=task, interlude=look, **changes)
+
+
+def test_an_interlude_is_held_after_its_checkpoint_and_changes_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "without")
+    for every, steps in ((1, [2, 4, 6]), (1.5, [3, 6]), (2, [4, 6])):
+        folder, task = tmp_path / str(every), LineTask()
+        look = Look(task, every)
+        run_looking(folder, look, task)
+
+        assert list(looks(folder)) == steps, "and at the end"
+        assert list(looks(folder).values()) == look.seen
+        assert [line for line in lines(folder) if "loss" in line] == lines(tmp_path / "without")
+        assert (folder / "line.safetensors").read_bytes() == (tmp_path / "without" / "line.safetensors").read_bytes()
+
+
+def test_an_interlude_that_was_held_is_not_held_again(tmp_path: Path) -> None:
+    task, again = LineTask(), LineTask()
+    run_looking(tmp_path, Look(task), task, stop_after_epochs=2)
+    look = Look(again)
+    run_looking(tmp_path, look, again)
+
+    assert list(looks(tmp_path)) == [2, 4, 6]
+    assert look.seen == [looks(tmp_path)[6]]
+
+
+@pytest.mark.parametrize(("at", "step"), [(1, 2), (2, 4), (3, 6)])
+def test_an_interlude_that_a_signal_cut_short_is_held_by_the_run_that_goes_on(
+    tmp_path: Path, at: int, step: int
+) -> None:
+    whole, task = LineTask(), LineTask()
+    run_looking(tmp_path / "whole", Look(whole), whole)
+
+    with pytest.raises(TrainingStopped, match=f"after step {step} of 6"):
+        run_looking(tmp_path / "parts", Look(task, stopped_at=at), task)
+    again = LineTask()
+    look = Look(again)
+    run_looking(tmp_path / "parts", look, again)
+
+    assert same(tmp_path / "parts", tmp_path / "whole")
+    assert len(look.seen) == 4 - at
+
+
+def test_a_signal_before_an_interlude_leaves_it_to_the_run_that_goes_on(tmp_path: Path) -> None:
+    task = LineTask((2, 1))
+    look = Look(task)
+    with pytest.raises(TrainingStopped, match="after step 6 of 6"):
+        run_looking(tmp_path, look, task)
+    assert list(looks(tmp_path)) == [2, 4]
+
+    again = LineTask()
+    run_looking(tmp_path, Look(again), again)
+    assert list(looks(tmp_path)) == [2, 4, 6]
+
+
+def test_the_time_of_an_interlude_is_no_part_of_the_trainings(tmp_path: Path) -> None:
+    class Slow(Look):
+        def look(self, accelerator: Accelerator) -> dict[str, float] | None:
+            time.sleep(0.2)
+            return super().look(accelerator)
+
+    task = LineTask()
+    began = time.perf_counter()
+    summary = run_looking(tmp_path, Slow(task), task)
+    passed = time.perf_counter() - began
+
+    records = [json.loads(line)["time"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    held = [record["look/seconds"] for record in records if "look/seconds" in record]
+    assert min(held) >= 0.2
+    assert summary.seconds <= passed - sum(held)
+    assert sum(record.get("step_seconds", 0.0) for record in records) <= summary.seconds

@@ -6,7 +6,7 @@ import pytest
 
 from mvd_offline.errors import UsageError
 from mvd_offline.recipe import OptimSection, QuirkSection, TrainingSection
-from mvd_offline.training.loop import Schedule
+from mvd_offline.training.schedule import Schedule
 
 
 def test_a_released_recipe_stops_before_the_end_of_its_schedule() -> None:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mvd_offline.randomness import KeyedStream
-from mvd_offline.video.augment import (
+from mvd_offline.video.crops import CropBox, draw_flip, random_resized_crop_box
+from mvd_offline.video.multicrop import (
     multi_crop_boxes,
     multi_crop_views,
     short_side_size,
 )
-from mvd_offline.video.crops import CropBox, draw_flip, random_resized_crop_box
 from mvd_offline.video.render import Resample, crop_and_resize, pixel_hash
 
 

@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 
 from mvd_offline.errors import VideoError
-from mvd_offline.video.augment import clip_view
 from mvd_offline.video.catalog import scan
 from mvd_offline.video.crops import CropBox
 from mvd_offline.video.decode import VideoInfo, decode, probe
 from mvd_offline.video.images import MAX_PIXELS, decode_image
-from mvd_offline.video.render import render
+from mvd_offline.video.render import View, render
 
 
 def noise(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
@@ -85,7 +84,11 @@ def test_one_frame_is_read_as_often_as_asked_and_no_other(tmp_path: Path) -> Non
 def test_a_view_of_an_image_is_cropped_resized_and_flipped_by_the_one_renderer(tmp_path: Path) -> None:
     save(tmp_path / "c/a.png", noise())
     (video,) = scan(tmp_path, workers=1).videos
-    view = clip_view(video, (0,), CropBox(3, 5, 20, 12), flip=True, group=0)
+    view = View(
+        view_id=0, shard=0, group=0, video_id=video.video_id, path=video.path, label=video.label,
+        frame_indices=(0,), crop=CropBox(3, 5, 20, 12), flip=True, width=video.width, height=video.height,
+        frames=1, status="ok", detail="", decoder=video.reader,
+    )  # fmt: skip
     cut = noise().crop((3, 5, 23, 17))
     for resample, way in (
         ("bilinear_antialias", Image.Resampling.BILINEAR),

@@ -157,6 +157,13 @@ def test_ucf101_needs_its_class_index(tmp_path: Path) -> None:
         list_videos(tmp_path / "trainlist01.txt")
 
 
+@pytest.mark.parametrize(("index", "what"), [("1 A\n1 B\n", "'B' has a number twice"), ("1 A\n3 B\n", "after a gap")])
+def test_ucf101_classes_are_numbered_one_by_one(index: str, what: str, tmp_path: Path) -> None:
+    write(tmp_path / "classInd.txt", index)
+    with pytest.raises(UsageError, match=rf"classInd\.txt \(numbers from 1\): the 2 classes .*{what}"):
+        list_videos(write(tmp_path / "trainlist01.txt", "A/a.avi\n"))
+
+
 # ---- HMDB51
 
 
@@ -164,6 +171,7 @@ def test_hmdb51_splits_and_subsets(tmp_path: Path) -> None:
     write(tmp_path / "splits/wave_test_split1.txt", "w1.avi 1 \nw2.avi 2 \nw3.avi 0 \n")
     write(tmp_path / "splits/brush_hair_test_split1.txt", "b[1]#x.avi 1\nb2.avi 2\n")
     write(tmp_path / "splits/wave_test_split2.txt", "w1.avi 2\n")
+    write(tmp_path / "splits/brush_hair_test_split2.txt", "")
     train = list_videos(tmp_path / "splits", tmp_path)
     assert train.classes == ("brush_hair", "wave")
     assert train.videos == (
@@ -185,6 +193,9 @@ def test_hmdb51_problems_are_named(tmp_path: Path) -> None:
         list_videos(tmp_path, split=7)
     with pytest.raises(UsageError, match="not a folder"):
         list_videos(tmp_path / "wave_test_split1.txt", list_format="hmdb51")
+    write(tmp_path / "brush_hair_test_split2.txt", "b.avi 1\n")
+    with pytest.raises(UsageError, match=r"no file brush_hair_test_split1\.txt, but one of another split"):
+        list_videos(tmp_path)
 
 
 # ---- Something-Something V2
@@ -234,7 +245,36 @@ def test_ssv2_needs_labels_that_are_numbers(tmp_path: Path) -> None:
         list_videos(source)
 
 
+def test_ssv2_labels_are_numbered_one_by_one(tmp_path: Path) -> None:
+    write(tmp_path / "labels.json", '{"Holding something": "0", "Pushing something": "2"}')
+    with pytest.raises(
+        UsageError, match=r"labels\.json \(numbers from 0\): the 2 classes .* 'Pushing something' has .* gap"
+    ):
+        list_videos(write(tmp_path / "train.json", '[{"id": "1", "template": "Pushing [something]"}]'))
+
+
 # ---- formats in general
+
+
+NAMES = ("v 1.mp4", "v[1](2){3}.mp4", "a.b.c.mp4", "v_x_g01_c01.avi", "#20_Rhythm_np1_goo_0.avi", "é 東京.webm")
+
+
+@pytest.mark.parametrize("blanks", [" ", "  ", "\t", " \t "])
+def test_every_list_of_paths_takes_any_names_and_any_blanks(blanks: str, tmp_path: Path) -> None:
+    """Blanks, brackets, braces, several dots, and one name in two folders: the whole path is the video."""
+    paths = [f"{folder}/{name}" for folder in ("A b", "A.c") for name in NAMES]
+    lists = {"csv": (write(tmp_path / "test.csv", "".join(f"{path}{blanks}1\n" for path in paths)), paths)}
+    plain = [path.replace("A b", "Ab") for path in paths]
+    write(tmp_path / "ucf/classInd.txt", f"1{blanks}Ab\n2{blanks}A.c\n")
+    lists["ucf101"] = (write(tmp_path / "ucf/testlist01.txt", "".join(f"{path}\r\n" for path in plain)), plain)
+    for folder in ("A b", "A.c"):
+        write(tmp_path / f"hmdb/{folder}_test_split1.txt", "".join(f"{name}{blanks}2{blanks}\n" for name in NAMES))
+    lists["hmdb51"] = (tmp_path / "hmdb", paths)
+    for list_format, (source, expected) in lists.items():
+        assert detect_format(source) == list_format
+        found = list_videos(source, subset="test")
+        assert [video.path for video in found.videos] == expected
+        assert len({video.video_id for video in found.videos}) == len(expected)
 
 
 def test_formats_are_told_by_name(tmp_path: Path) -> None:

@@ -97,6 +97,30 @@ def test_dense_training_windows_end_anywhere_between_the_span_and_the_last_frame
     assert starts == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize(
+    ("frames", "bounds"),
+    [
+        # 2.4375 frames a segment: 19.5 is rounded to 20.
+        (40, (0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 24, 27, 29, 32, 34, 37, 39)),
+        # 1.5 frames a segment: halves are rounded to the even neighbour, 1.5 to 2, 4.5 to 4, 7.5 to 8.
+        (25, (0, 2, 3, 4, 6, 8, 9, 10, 12, 14, 15, 16, 18, 20, 21, 22, 24)),
+        # Fewer frames than segments.
+        (9, (0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5, 6, 6, 6, 7, 8, 8)),
+    ],
+)
+def test_uniform_training_segments_share_their_ends_and_reach_both(frames: int, bounds: tuple[int, ...]) -> None:
+    drawn = [uniform_train_indices(frames, KeyedStream(i)) for i in range(150)]
+    for segment in range(16):
+        low, high = bounds[segment : segment + 2]
+        assert {indices[segment] for indices in drawn} == set(range(low, high + 1))
+
+
+def test_a_video_of_just_the_span_is_a_short_one_and_of_one_frame_more_a_long_one() -> None:
+    assert dense_train_indices(64, KeyedStream(0)) == dense_indices_until(64, 64)
+    assert dense_indices_until(64, 64) == (0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63)
+    assert {dense_train_indices(65, KeyedStream(i)) for i in range(20)} == {dense_indices_until(65, 64)}
+
+
 def test_one_dense_test_clip_is_the_centred_one() -> None:
     assert dense_test_indices(300, 0, clips=1)[0] == 4 * ((75 - 16) // 2)
 

@@ -1,41 +1,16 @@
-"""Geometry of fine-tuning: random resized crops for training, square crops along the long side for testing.
+"""Geometry of the multi-view test: square crops along the long side.
 
-Both resize by bilinear interpolation without antialiasing, as the MVD official code does (torch in training, OpenCV in
-testing).
+Frames are resized by bilinear interpolation without antialiasing, as the MVD official code does with OpenCV.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
-from mvd_offline.video.catalog import Video
 from mvd_offline.video.crops import CropBox
-from mvd_offline.video.render import View, crop_and_resize
-
-
-def clip_view(video: Video, frame_indices: Sequence[int], crop: CropBox, *, flip: bool, group: int) -> View:
-    """A drawn clip as a view, for `render`; it belongs to no store, so it has no place in a table."""
-    return View(
-        view_id=0,
-        shard=0,
-        group=group,
-        video_id=video.video_id,
-        path=video.path,
-        label=video.label,
-        frame_indices=tuple(frame_indices),
-        crop=crop,
-        flip=flip,
-        width=video.width,
-        height=video.height,
-        frames=video.frames,
-        status=video.status,
-        detail=video.detail,
-        decoder=video.reader,
-    )
+from mvd_offline.video.render import crop_and_resize
 
 
 def short_side_size(width: int, height: int, size: int) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""What fine-tuning adds to the shared training loop: augmented clips, mixed batches, the classifier's task."""

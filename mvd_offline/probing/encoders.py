@@ -1,0 +1,119 @@
+"""The frozen encoder of a checkpoint, whatever kind it is, and the views that it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mvd_offline.errors import CheckpointError
+from mvd_offline.local import absolute_weights
+from mvd_offline.models.checkpoints import Checkpoint, read_checkpoint
+from mvd_offline.models.loading import grid_of_table
+from mvd_offline.models.teachers import Teacher, TeacherPrecision, load_teacher
+from mvd_offline.recipe import TeacherName, ViewSection
+
+STUDENT_FILE = "student.safetensors"
+DEFAULT_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What to do where a checkpoint does not say it, or otherwise than it says."""
+
+    heads: int | None = None
+    frames: int | None = None
+    stride: int | None = None
+    image_size: int | None = None
+    precision: TeacherPrecision = "float32"
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder, in the form of a teacher: it gives the residual stream after its last block.
+
+    Attributes:
+        weights: where it was read from, good from every folder.
+        view: of test clips: the largest centred square.
+    """
+
+    weights: str
+    teacher: Teacher
+    view: ViewSection
+
+    def train_view(self, views: int) -> ViewSection:
+        """Of training clips: one centred view a video, or several with random crops, as in pretraining."""
+        return self.view if views == 1 else self.view.model_copy(update={"crop": "multiscale", "groups": views})
+
+
+def open_encoder(path: str | Path, options: EncoderOptions) -> FrozenEncoder:
+    """The encoder of a student, a teacher or another pretrained model; `path` may be a run of `distill`.
+
+    Sizes are those of the options, or else what the file records, and 16 frames of 224 pixels where it records none;
+    the stride is that of the recipe that the file was trained with, or 4.
+
+    Raises:
+        CheckpointError: unreadable, or a fine-tuned file that does not tell its position table.
+    """
+    run_file = Path(path) / STUDENT_FILE
+    weights = absolute_weights(str(run_file if run_file.is_file() else path))
+    kind, facts = _facts(weights)
+    teacher = load_teacher(
+        weights,
+        kind,
+        heads=options.heads,
+        frames=options.frames or facts.frames,
+        image_size=options.image_size or facts.image_size,
+        precision=options.precision,
+    )
+    view = ViewSection(
+        frames=teacher.frames,
+        stride=options.stride or facts.stride,
+        image_size=teacher.image_size,
+        tubelet_size=teacher.tubelet_size,
+        patch_size=teacher.patch_size,
+        crop="center",
+    )
+    return FrozenEncoder(weights, teacher, view)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a file records; None where it does not."""
+
+    frames: int | None = None
+    image_size: int | None = None
+    stride: int = DEFAULT_STRIDE
+
+
+def _facts(weights: str) -> tuple[TeacherName, _Facts]:
+    if weights.startswith("random:"):
+        return "video", _Facts()
+    checkpoint = read_checkpoint(weights)
+    if checkpoint.layout == "classifier" and checkpoint.positions is None:
+        raise CheckpointError(
+            f"{weights}: this is a fine-tuned file that does not say whether its positions are MVD's or VideoMAE's, "
+            "so that its encoder is not known. A probe is for pretrained encoders: give the student or teacher that it "
+            "was fine-tuned from, or test it with `mvd-offline evaluate`."
+        )
+    stride = _stride(checkpoint.config)
+    if checkpoint.layout != "mvd_student":
+        return "image" if checkpoint.layout == "mae" else "video", _Facts(stride=stride)
+    return "video", _student_facts(checkpoint, stride)
+
+
+def _student_facts(checkpoint: Checkpoint, stride: int) -> _Facts:
+    """A student's position table tells its clips' size."""
+    if "pos_embed" not in checkpoint.state:
+        return _Facts(stride=stride)
+    grid = grid_of_table(checkpoint.state["pos_embed"], checkpoint.source)
+    return _Facts(grid.t * checkpoint.tubelet_size, grid.h * checkpoint.patch_size, stride)
+
+
+def _stride(config: Any) -> int:
+    """Of the recipe that one of our own files carries."""
+    recipe = yaml.safe_load(config.get("recipe", "")) or {}
+    section = recipe.get("view") or recipe.get("clip") or {}
+    return int(section.get("stride", DEFAULT_STRIDE))
