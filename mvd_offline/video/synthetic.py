@@ -6,6 +6,9 @@ motions: a single frame tells the texture and never the motion. Directions are n
 
 The disc is lighter than the background throughout, so that what is hidden follows from what can be seen. With textures
 around the background's own grey, a small masked autoencoder predicts their mean for a thousand steps.
+
+With `jitter` the disc trembles around its path: two neighbouring frames then say little of the direction, and a clip's
+first and last ones all of it.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class SyntheticVideo:
     short_side: tuple[int, int]
     frames: tuple[int, int]
     aspects: tuple[float, ...] = _ASPECTS
+    jitter: float = 0.0
 
 
 def class_names(classes: int = 16) -> tuple[str, ...]:
@@ -62,6 +66,7 @@ def synthesize(
     short_side: tuple[int, int] = (64, 96),
     frames: tuple[int, int] = (48, 96),
     aspects: tuple[float, ...] = _ASPECTS,
+    jitter: float = 0.0,
     images: bool = False,
     workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
@@ -78,6 +83,8 @@ def synthesize(
         short_side: smallest and largest shorter side in pixels; odd sizes are rounded down.
         frames: fewest and most frames. Below 64, a video is shorter than MVD's clips of 16 frames at stride 4.
         aspects: width over height; each video draws one of them.
+        jitter: how far from its path each frame may put the disc, both ways in x and in y, as a share of the shorter
+            side.
         images: write the first frame of each as `<number>.png` instead.
         workers: processes.
         on_progress: called with (videos done, videos).
@@ -91,7 +98,7 @@ def synthesize(
         for number in range(videos_per_class):
             key = ("synthetic", seed, split, name, number)
             path = folder / f"{number:05d}.{'png' if images else 'mp4'}"
-            videos.append(SyntheticVideo(path, key, texture, motion, short_side, frames, aspects))
+            videos.append(SyntheticVideo(path, key, texture, motion, short_side, frames, aspects, jitter))
     if workers == 1:
         for done, video in enumerate(videos, start=1):
             _write_video(video)
@@ -113,19 +120,21 @@ def _write_video(video: SyntheticVideo) -> None:
     count = _between(stream, *video.frames)
     rate = _FRAME_RATES[stream.below(len(_FRAME_RATES))]
     if video.path.suffix == ".png":
-        (picture,) = draw_frames(width, height, 1, video.texture, video.motion, stream)
-        Image.fromarray(picture).save(video.path)
+        count = 1
+    frames = draw_frames(width, height, count, video.texture, video.motion, stream, jitter=video.jitter)
+    if video.path.suffix == ".png":
+        Image.fromarray(frames[0]).save(video.path)
     else:
-        encode(video.path, draw_frames(width, height, count, video.texture, video.motion, stream), rate)
+        encode(video.path, frames, rate)
 
 
 # ---- pixels --------------------------------------------------------------------------------------------------------
 
 
 def draw_frames(
-    width: int, height: int, count: int, texture: str, motion: str, stream: KeyedStream
+    width: int, height: int, count: int, texture: str, motion: str, stream: KeyedStream, *, jitter: float = 0.0
 ) -> NDArray[np.uint8]:
-    """RGB frames, uint8 (count, height, width, 3)."""
+    """RGB frames, uint8 (count, height, width, 3); `jitter` as in `synthesize`."""
     short = min(width, height)
     background = _background(width, height, stream)
     disc, inside = _disc(width, height, texture, stream)
@@ -135,7 +144,11 @@ def draw_frames(
     layers = [np.tile(layer, (2, 2, 1)) for layer in (background, disc, inside[..., None])]
     frames = np.empty((count, height, width, 3), np.uint8)
     for t, frame in enumerate(frames):
-        dx, dy = (round(origin + speed * t * step) for origin, step in zip(start, MOTIONS[motion], strict=True))
+        aside = [short * stream.uniform(-jitter, jitter) if jitter else 0.0 for _ in start]
+        dx, dy = (
+            round(origin + speed * t * step + off)
+            for origin, step, off in zip(start, MOTIONS[motion], aside, strict=True)
+        )
         bx, by = round(drift_speed * t * np.cos(drift_angle)), round(drift_speed * t * np.sin(drift_angle))
         frame[:] = _rolled(layers[0], bx, by)
         np.copyto(frame, _rolled(layers[1], dx, dy), where=_rolled(layers[2], dx, dy))
@@ -152,11 +165,11 @@ def _rolled(doubled: NDArray[Any], dx: int, dy: int) -> NDArray[Any]:
 def _background(width: int, height: int, stream: KeyedStream) -> NDArray[np.uint8]:
     """Soft waves around a dark grey, periodic in both directions so that they can drift for ever."""
     y, x = np.mgrid[0:height, 0:width]
-    image = np.full((height, width, 3), 60.0)
+    image = np.full((height, width, 3), 36.0)
     for _ in range(3):
         across, down = stream.below(5) - 2, stream.below(5) - 2
         wave = np.sin(2 * np.pi * (across * x / width + down * y / height) + stream.uniform(0, 2 * np.pi))
-        image += wave[..., None] * np.array([stream.uniform(-16, 16) for _ in range(3)])
+        image += wave[..., None] * np.array([stream.uniform(-10, 10) for _ in range(3)])
     return image.clip(0, 255).astype(np.uint8)
 
 
@@ -164,7 +177,7 @@ def _disc(width: int, height: int, texture: str, stream: KeyedStream) -> tuple[N
     """A textured disc in the middle of a frame: RGB, and where it is."""
     y, x = np.mgrid[0:height, 0:width]
     x, y = x - width / 2, y - height / 2
-    radius = min(width, height) * stream.uniform(0.26, 0.34)
+    radius = min(width, height) * stream.uniform(0.28, 0.36)
     period = min(width, height) * stream.uniform(0.14, 0.18)
     angle = stream.uniform(0, np.pi / 2)
     u = (x * np.cos(angle) + y * np.sin(angle)) / period + stream.uniform()
@@ -176,7 +189,7 @@ def _disc(width: int, height: int, texture: str, stream: KeyedStream) -> tuple[N
         "stripes": u % 1 < 0.5,
     }[texture]
     bright = np.array([stream.uniform(190, 255) for _ in range(3)])
-    dark = np.array([stream.uniform(110, 150) for _ in range(3)])
+    dark = np.array([stream.uniform(40, 80) for _ in range(3)])
     return np.where(light[..., None], bright, dark).astype(np.uint8), np.hypot(x, y) < radius
 
 

@@ -16,7 +16,7 @@ from mvd_offline.bench.science.learnt import share_predicted
 from mvd_offline.bench.science.results import ORDERINGS, Accuracy, Measured, compare
 from mvd_offline.bench.science.rows import IMAGE_TEACHER, Row, store_rows, student_rows
 from mvd_offline.bench.science.run import QUICK, collect, science
-from mvd_offline.bench.science.videos import FRAMES, SIDE, Task
+from mvd_offline.bench.science.videos import FRAMES, JITTER, SIDE, Task
 from mvd_offline.bench.science.work import part
 from mvd_offline.errors import UsageError
 from mvd_offline.probing.linear import fit_linear, standardise
@@ -31,7 +31,7 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 @pytest.fixture(scope="module")
 def clips() -> dict[str, dict[tuple[str, str, int], Clips]]:
-    """Clips of eight grey frames, (8, SIDE, SIDE), by split and (texture, motion, number)."""
+    """Clips of four grey frames, (4, SIDE, SIDE), by split and (texture, motion, number)."""
     return {
         split: {(t, m, n): clip(split, t, m, n) for t in TEXTURES for m in MOTIONS for n in range(count)}
         for split, count in (("train", 16), ("test", 8))
@@ -40,8 +40,8 @@ def clips() -> dict[str, dict[tuple[str, str, int], Clips]]:
 
 def clip(split: str, texture: str, motion: str, number: int) -> Clips:
     stream = KeyedStream("test", split, texture, motion, number)
-    frames = draw_frames(SIDE, SIDE, FRAMES[0], texture, motion, stream)
-    grey: Clips = frames[:16:2].astype(np.float32).mean(axis=3)
+    frames = draw_frames(SIDE, SIDE, FRAMES[0], texture, motion, stream, jitter=JITTER)
+    grey: Clips = frames[:13:4].astype(np.float32).mean(axis=3)
     return grey
 
 
@@ -96,13 +96,24 @@ def test_the_frames_in_their_order_tell_the_direction_and_backwards_they_tell_th
     assert share_of([direction(f[::-1]) == OPPOSITE[motion] for (_, motion, _), f in clips["test"].items()]) > 0.9
 
 
+def test_neighbouring_frames_tell_less_of_the_direction_than_first_and_last(
+    clips: dict[str, dict[tuple[str, str, int], Clips]],
+) -> None:
+    neighbours, ends = (
+        share_of([direction(frames[list(pair)]) == motion for (_, motion, _), frames in clips["test"].items()])
+        for pair in ((1, 2), (0, -1))
+    )
+
+    assert neighbours < 0.85 < 0.9 < ends
+
+
 def test_shuffled_frames_do_not_tell_a_direction_from_its_opposite(
     clips: dict[str, dict[tuple[str, str, int], Clips]],
 ) -> None:
     said: Counter[str] = Counter()
     for (texture, motion, number), frames in clips["test"].items():
         for shuffle in range(2):
-            order = KeyedStream("shuffle", texture, motion, number, shuffle).permutation(8)
+            order = KeyedStream("shuffle", texture, motion, number, shuffle).permutation(4)
             found = direction(frames[order])
             said["right" if found == motion else "opposite" if found == OPPOSITE[motion] else "other axis"] += 1
 

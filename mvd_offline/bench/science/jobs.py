@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from mvd_offline.bench.science.learnt import learnt_by_student, learnt_by_teacher
 from mvd_offline.bench.science.probe import probe, read_probe_clips, render_probe_clips
-from mvd_offline.bench.science.rows import FRESH, IMAGE_TEACHER, VIDEO_TEACHER, Row
+from mvd_offline.bench.science.rows import FRESH, IMAGE_TEACHER, UNTRAINED, VIDEO_TEACHER, Row
 from mvd_offline.bench.science.videos import CLASSES_OF, TASKS, Counts, Task, catalog_path, make_videos
 from mvd_offline.bench.science.work import part
 from mvd_offline.distill import distill
@@ -24,11 +23,11 @@ from mvd_offline.extract import extract
 from mvd_offline.finetune import finetune
 from mvd_offline.models.classifier import build_classifier
 from mvd_offline.models.loading import start_finetuning
-from mvd_offline.models.saving import save_model, write_safetensors
+from mvd_offline.models.saving import save_model
 from mvd_offline.models.starting import start_encoder
 from mvd_offline.models.student import student_of
 from mvd_offline.models.teachers import load_teacher
-from mvd_offline.models.vit import encoder_arch, init_for_pretraining
+from mvd_offline.models.vit import encoder_arch
 from mvd_offline.planner import plan_store
 from mvd_offline.pretrain import TEACHER_FILE, pretrain
 from mvd_offline.randomness import KeyedStream
@@ -135,35 +134,38 @@ def measure_student(out: Path, scale: Scale, row: Row, seed: int) -> None:
 
 def measure_other(out: Path, scale: Scale, row: Row, seed: int) -> None:
     """The same of a teacher, or of no pretraining at all."""
-    if row == IMAGE_TEACHER:
-        _measure(out, scale, row, seed, _image_teacher_for_clips(out, scale))
-    else:
-        _measure(out, scale, row, seed, out / "videomae" / TEACHER_FILE if row == VIDEO_TEACHER else None)
+    weights: dict[Row, Callable[[], Path]] = {
+        UNTRAINED: lambda: _untrained_student(out, scale, seed),
+        IMAGE_TEACHER: lambda: _image_teacher_for_clips(out, scale),
+        VIDEO_TEACHER: lambda: out / "videomae" / TEACHER_FILE,
+    }
+    _measure(out, scale, row, seed, weights[row]() if row in weights else None)
+
+
+def _untrained_student(out: Path, scale: Scale, seed: int) -> Path:
+    """What the students of a seed begin with."""
+    path = out / f"untrained-{seed}.safetensors"
+    if not path.is_file():
+        torch.manual_seed(KeyedStream("init", seed).torch_seed())
+        _save_student(path, scale)
+    return path
 
 
 def _image_teacher_for_clips(out: Path, scale: Scale) -> Path:
     """The image teacher as an encoder of clips, its patch embedding repeated over the frames of a tubelet."""
     path = out / "mae" / STUDENT_FILE
     if not path.is_file():
-        without_key_bias = out / "mae" / "teacher_without_key_bias.safetensors"
-        with safe_open(out / "mae" / TEACHER_FILE, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            write_safetensors(without_key_bias, dict(map(_drop_key_bias, state.items())), file.metadata())
-        recipe = load_distill("science/distill", scale.overrides.get("distill", ()))
-        width = encoder_arch(recipe.student).width
-        student = student_of(recipe, {"image": width, "video": width})
-        start_encoder(student, without_key_bias)
-        save_model(path, student, recipe=dump_recipe(recipe))
+        _save_student(path, scale, out / "mae" / TEACHER_FILE)
     return path
 
 
-def _drop_key_bias(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
-    """A tensor by name, with zeros for a key bias: softmax cancels it, and a student has none."""
-    name, tensor = item
-    if name.endswith("attn.qkv.bias"):
-        query, key, value = tensor.chunk(3)
-        tensor = torch.cat([query, torch.zeros_like(key), value])
-    return name, tensor
+def _save_student(path: Path, scale: Scale, init: Path | None = None) -> None:
+    recipe = load_distill("science/distill", scale.overrides.get("distill", ()))
+    width = encoder_arch(recipe.student).width
+    student = student_of(recipe, {"image": width, "video": width})
+    if init is not None:
+        start_encoder(student, init)
+    save_model(path, student, recipe=dump_recipe(recipe))
 
 
 def _measure(out: Path, scale: Scale, row: Row, seed: int, weights: Path | None) -> None:
@@ -184,7 +186,6 @@ def _probe(out: Path, recipe: FinetuneRecipe, row: Row, weights: Path | None) ->
     else:
         torch.manual_seed(KeyedStream("init", recipe.training.seed).torch_seed())
         model = build_classifier(recipe.model, recipe.clip)
-        init_for_pretraining(model)  # as a student begins
         encode = model.encode_tokens
     model.to(device).eval()
     return {str(task): top1 for task, top1 in probe(encode, read_probe_clips(out), device).items()}

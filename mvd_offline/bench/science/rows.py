@@ -37,7 +37,10 @@ BOTH = "both"
 # BootMAE's schedule is for hundreds of epochs of thousands of steps; this one forgets the first steps as soon.
 _MOMENTUM = "momentum={decay: [[0, 0.97], [40, 0.995]]}"
 
-SCRATCH = Row("scratch", "no pretraining")
+SCRATCH = Row("scratch", "no pretraining, weights as classifiers begin (normal, 0.02)")
+UNTRAINED = Row("untrained", "no pretraining, weights as students begin (Xavier)")
+"""What pretraining has to beat: for so small a model and so few labels, the initialisation alone is worth more than
+what is learnt on top of it."""
 IMAGE_TEACHER = Row("image_teacher", "the image teacher itself (MAE)")
 VIDEO_TEACHER = Row("video_teacher", "the video teacher itself (VideoMAE)")
 

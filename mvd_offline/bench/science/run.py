@@ -26,6 +26,7 @@ from mvd_offline.bench.science.rows import (
     BOTH,
     IMAGE_TEACHER,
     SCRATCH,
+    UNTRAINED,
     VIDEO_TEACHER,
     Table,
     store_rows,
@@ -51,7 +52,7 @@ QUICK = Scale(
         for name, epochs in {"mae": 1, "videomae": 1, "distill": 2, "finetune": 1}.items()
     },
 )
-OTHERS = (SCRATCH, IMAGE_TEACHER, VIDEO_TEACHER)
+OTHERS = (SCRATCH, UNTRAINED, IMAGE_TEACHER, VIDEO_TEACHER)
 
 
 @dataclass(frozen=True)
