@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -91,11 +92,11 @@ class ViewLogits:
             UsageError: no such file, or not one of these.
         """
         table, facts = _read(path)
-        whole = table.filter(pa.compute.is_valid(table["logits"])).combine_chunks()
-        unread = table.filter(pa.compute.is_null(table["logits"])).to_pylist()
+        whole = table.filter(pc.is_valid(table["logits"])).combine_chunks()
+        unread = table.filter(pc.is_null(table["logits"])).to_pylist()
         if not whole.num_rows:
             raise UsageError(f"{path}: it holds the logits of no video.")
-        clips, crops = (1 + pa.compute.max(whole[name]).as_py() for name in ("clip", "crop"))
+        clips, crops = (1 + pc.max(whole[name]).as_py() for name in ("clip", "crop"))
         flat = whole["logits"].combine_chunks().flatten().to_numpy()
         return cls(
             video_ids=tuple(whole["video_id"].take(np.arange(0, whole.num_rows, clips * crops)).to_pylist()),

@@ -284,6 +284,21 @@ def test_a_file_swallows_no_exception(path: Path) -> None:
             assert not (broad and silent), f"{where}: everything is swallowed"
 
 
+ARROW = frozenset({"compute", "csv", "dataset", "fs", "ipc", "parquet"})
+"""Modules of pyarrow that `import pyarrow` does not load."""
+
+
+@pytest.mark.parametrize("path", list(MODULES.values()), ids=lambda path: path.name)
+def test_a_file_imports_the_module_of_pyarrow_that_it_uses(path: Path) -> None:
+    used = {
+        node.attr
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("pa", "pyarrow")
+    }
+
+    assert not used & ARROW, f"{path}: import pyarrow.{', '.join(used & ARROW)} by name: others may not have loaded it"
+
+
 # ---- start-up ----------------------------------------------------------------------------------------------------
 
 
