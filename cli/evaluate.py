@@ -17,6 +17,7 @@ from mvd_offline.cli.probe import (
     FramesOption,
     HeadsOption,
     PrecisionName,
+    ProbeName,
     ProbesOption,
     SizeOption,
     StrideOption,
@@ -120,6 +121,8 @@ def evaluate(
         from mvd_offline.probing.encoders import EncoderOptions
 
         _refuse("--probe", **tested, ema=ema, ensemble=ensemble, set=overrides)
+        if ProbeName.attentive not in probes:
+            _refuse("probes without --probe attentive", epochs=epochs)
         run_probes(
             given,
             probes,
@@ -135,7 +138,19 @@ def evaluate(
             as_json=as_json,
         )
         return
-    _refuse("a test without --probe", train=train, store=store, heads=heads, frames=frames, stride=stride)
+    _refuse(
+        "a test without --probe",
+        train=train,
+        store=store,
+        views=views > 1,
+        epochs=epochs,
+        heads=heads,
+        frames=frames,
+        stride=stride,
+        image_size=image_size,
+        precision=precision is not PrecisionName.float32,
+        workers=workers,
+    )
     if ensemble:
         counted = unreadable is not UnreadablesName.error
         _refuse("--ensemble", **tested, ema=ema, videos=videos, unreadable=counted, set=overrides)
@@ -296,5 +311,7 @@ def _refuse(beside: str, **options: Any) -> None:
     """Options that would be ignored are mistakes."""
     from mvd_offline.errors import UsageError
 
-    if given := [f"--{name}" for name, value in options.items() if value]:
-        raise UsageError(f"{', '.join(given)} cannot go with {beside}.")
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
+        raise UsageError(
+            f"{', '.join(given)} cannot go with {beside}: leave {'it' if len(given) == 1 else 'them'} out."
+        )

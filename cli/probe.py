@@ -46,14 +46,14 @@ ProbesOption: TypeAlias = Annotated[
 ]
 TrainOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--train", help="Catalog of the videos to fit on.", show_default=False),
+    typer.Option("--train", help="With --probe: catalog of the videos to fit on.", show_default=False),
 ]
 FeaturesOption: TypeAlias = Annotated[
     Path | None,
     typer.Option(
         "--store",
-        help="Folder of the features, which are made once; by default `features` in --out. Mean tokens are small (1.5 "
-        "kB a clip of a ViT-S); all tokens are not (1.2 MB).",
+        help="With --probe: folder of the features, which are made once; by default `features` in --out. Mean tokens "
+        "are small (1.5 kB a clip of a ViT-S); all tokens are not (1.2 MB).",
         show_default=False,
     ),
 ]
@@ -61,32 +61,39 @@ ViewsOption: TypeAlias = Annotated[
     int,
     typer.Option(
         "--views",
-        help="Views of each training video: one is centred, several have random crops.",
+        help="With --probe: views of each training video; one is centred, several have random crops.",
         min=1,
     ),
 ]
 EpochsOption: TypeAlias = Annotated[
     float | None,
-    typer.Option("--epochs", help="Of the attentive probe.", min=0.01, show_default="20, and at least 500 steps"),
+    typer.Option(
+        "--epochs",
+        help="With --probe attentive: how long it is fitted.",
+        min=0.01,
+        show_default="20, and at least 500 steps",
+    ),
 ]
 HeadsOption: TypeAlias = Annotated[
     int | None,
     typer.Option(
         "--heads",
-        help="Attention heads of the encoder, where its width does not tell.",
+        help="With --probe: attention heads of the encoder, where its width does not tell.",
         min=1,
         show_default=False,
     ),
 ]
 FramesOption: TypeAlias = Annotated[
     int | None,
-    typer.Option("--frames", help="Of a clip, where the file does not tell.", min=1, show_default="16"),
+    typer.Option(
+        "--frames", help="With --probe: frames of a clip, where the file does not tell.", min=1, show_default="16"
+    ),
 ]
 StrideOption: TypeAlias = Annotated[
     int | None,
     typer.Option(
         "--stride",
-        help="Between frames, where the file does not tell.",
+        help="With --probe: stride between frames, where the file does not tell.",
         min=1,
         show_default="4",
     ),
@@ -95,19 +102,19 @@ SizeOption: TypeAlias = Annotated[
     int | None,
     typer.Option(
         "--image-size",
-        help="Pixels of a frame's side, where the file does not tell.",
+        help="With --probe: pixels of a frame's side, where the file does not tell.",
         min=1,
         show_default="224",
     ),
 ]
 EncoderPrecisionOption: TypeAlias = Annotated[
-    PrecisionName, typer.Option("--precision", help="Autocast of the encoder.")
+    PrecisionName, typer.Option("--precision", help="With --probe: autocast of the encoder.")
 ]
 WorkersOption: TypeAlias = Annotated[
     int,
     typer.Option(
         "--workers",
-        help="Decode processes of each launch process; 0 shares out this machine's cores.",
+        help="With --probe: decode processes of each launch process; 0 shares out this machine's cores.",
         min=0,
     ),
 ]
