@@ -48,7 +48,7 @@ class EvaluationVideos:
         self.path, self.root, self.classes = path, rows.root, rows.classes
         gone = changed_files(rows.videos, rows.root, accelerator)
         self.videos = tuple(video for video in rows.videos if video.video_id not in gone)
-        self.unreadable = [Unreadable(v.video_id, v.label, v.detail or v.status) for v in rows.unreadable]
+        self.unreadable = known_unreadable(rows)
         self.unreadable += [
             Unreadable(v.video_id, v.label, gone[v.video_id]) for v in rows.videos if v.video_id in gone
         ]
@@ -63,12 +63,18 @@ class EvaluationVideos:
             MvdError: lists the first ten.
         """
         if found and unreadables == "error":
-            raise _unreadable(found)
+            raise unreadable_error(found)
         if len(found) == len(self.videos) + len(self.unreadable):
             raise UsageError(f"{self.path}: none of its videos can be read, so there is nothing to test.")
 
 
-def _unreadable(found: Sequence[Unreadable]) -> MvdError:
+def known_unreadable(rows: CatalogRows) -> list[Unreadable]:
+    """The videos that the scan could not read."""
+    return [Unreadable(video.video_id, video.label, video.detail or video.status) for video in rows.unreadable]
+
+
+def unreadable_error(found: Sequence[Unreadable]) -> MvdError:
+    """What a test says that is to read all of its videos and cannot; lists the first ten."""
     listed = "; ".join(f"{video.video_id}: {video.reason}" for video in found[:10])
     more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
     count = f"{len(found)} test video{'s' if len(found) > 1 else ''}"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mvd_offline.errors import MvdError, UsageError
 from mvd_offline.evaluation.scoring import Predictions, Scores, score
-from mvd_offline.evaluation.videos import Unreadable, Unreadables
+from mvd_offline.evaluation.videos import Unreadable, Unreadables, known_unreadable, unreadable_error
 from mvd_offline.models.saving import write_whole
 from mvd_offline.probing.attentive import AttentiveSettings, attentive_scores, fit_attentive
 from mvd_offline.probing.encoders import EncoderOptions, FrozenEncoder, open_encoder
@@ -101,8 +101,7 @@ def probe(
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     videos = read_labelled(train, test)
     if unreadables == "error" and videos.test.unreadable:
-        known = [Unreadable(video.video_id, video.label, video.detail) for video in videos.test.unreadable]
-        raise _cannot_be_read(known)
+        raise unreadable_error(known_unreadable(videos.test))
     frozen = open_encoder(checkpoint, encoder)
     folder, tokens = store_dir or out / "features", "attentive" in kinds
     wanted: dict[Split, Wanted] = {
@@ -145,7 +144,7 @@ class _Job:
         self._features, self._videos, self._encoder, self._accelerator = features, videos, encoder, accelerator
         self.unreadable = {split: unreadable_views(one) for split, one in features.items()}
         if self.unreadable["test"] and unreadables == "error":
-            raise _cannot_be_read(self.unreadable["test"])
+            raise unreadable_error(self.unreadable["test"])
         for one in features.values():
             if not len(one.views):
                 raise UsageError(f"{one.store.root}: none of its videos can be read, so there is nothing to probe.")
@@ -197,16 +196,6 @@ class _Job:
                 names=self._videos.names,
             )
         )
-
-
-def _cannot_be_read(unread: Sequence[Unreadable]) -> MvdError:
-    listed = "; ".join(f"{one.video_id}: {one.reason}" for one in unread[:10])
-    more = f"; and {len(unread) - 10} more" if len(unread) > 10 else ""
-    count = f"{len(unread)} test video{'s' if len(unread) > 1 else ''}"
-    return MvdError(
-        f"{count} cannot be read ({listed}{more}). A test that leaves videos out is another test: repair them, or say "
-        "--unreadable wrong or --unreadable exclude to count or to leave them out knowingly."
-    )
 
 
 def _write(path: Path, report: ProbeReport) -> None:
