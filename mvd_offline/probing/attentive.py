@@ -34,6 +34,8 @@ from mvd_offline.training.state import RunIdentity
 
 DEFAULT_EPOCHS: Final = 20.0
 LEAST_STEPS: Final = 500
+CHECKPOINTS: Final = 20
+"""Of a fit, at most one an epoch: an epoch of few clips takes less time than its checkpoint."""
 PROBE_FILE: Final = "attentive.safetensors"
 MICRO_ROWS: Final = 64
 """Most clips of one forward pass of a process."""
@@ -165,7 +167,11 @@ def fit_attentive(
     task = AttentiveTask(features, classes, heads, settings)
     optim = settings.optim(task.samples_per_epoch(), accelerator.num_processes)
     training = TrainingSection(
-        seed=settings.seed, workers=workers, log_every_steps=10, checkpoint_every_epochs=1, keep_last=1
+        seed=settings.seed,
+        workers=workers,
+        log_every_steps=10,
+        checkpoint_every_epochs=max(1.0, optim.epochs / CHECKPOINTS),
+        keep_last=1,
     )
     run = folder / f"attentive-{_key([asdict(task.identity), asdict(settings), classes, heads])}"
     run.mkdir(parents=True, exist_ok=True)

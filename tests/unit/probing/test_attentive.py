@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from mvd_offline.shards.schema import ColumnSpec
 from mvd_offline.shards.store import open_store
 from mvd_offline.training.loop import Batch
 from mvd_offline.training.order import BatchRequest
+from mvd_offline.training.state import Checkpoints, Position
 from mvd_offline.video.catalog import Catalog, Video
 from mvd_offline.video.views import Plan
 
@@ -124,6 +126,20 @@ def test_the_query_finds_what_the_mean_over_tokens_loses(tmp_path: Path) -> None
     for kind in ("linear", "knn"):
         scores = pooled_scores(kind, read_means(train), wanted, read_means(test), CLASSES, CPU)
         assert float((scores.argmax(dim=1) == labels).double().mean()) < 0.7, "chance is 0.5"
+
+
+def test_a_fit_of_many_short_epochs_is_saved_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, saved, save = store_of_tokens(tmp_path, "train", 8), [], Checkpoints.save
+
+    def counted(checkpoints: Checkpoints, position: Position, *rest: Any) -> None:
+        saved.append(position.step)
+        save(checkpoints, position, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", counted)
+    fit(train, tmp_path / "long", AttentiveSettings(epochs=40))
+    fit(train, tmp_path / "short", AttentiveSettings(epochs=3))
+
+    assert saved == [*range(2, 41, 2), 1, 2, 3]
 
 
 def test_a_fit_that_was_interrupted_goes_on_to_the_very_same_head(tmp_path: Path) -> None:
