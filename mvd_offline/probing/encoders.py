@@ -57,8 +57,7 @@ def open_encoder(path: str | Path, options: EncoderOptions) -> FrozenEncoder:
     Raises:
         CheckpointError: unreadable, or a fine-tuned file that does not tell its position table.
     """
-    run_file = Path(path) / STUDENT_FILE
-    weights = absolute_weights(str(run_file if run_file.is_file() else path))
+    weights = absolute_weights(str(_file_of_run(Path(path))))
     kind, facts = _facts(weights)
     teacher = load_teacher(
         weights,
@@ -77,6 +76,23 @@ def open_encoder(path: str | Path, options: EncoderOptions) -> FrozenEncoder:
         crop="center",
     )
     return FrozenEncoder(weights, teacher, view)
+
+
+def _file_of_run(path: Path) -> Path:
+    """The student of a run of `distill`; `path` itself where it is a file, a Hugging Face folder or a name.
+
+    Raises:
+        CheckpointError: another folder; lists the weights in it.
+    """
+    if (path / STUDENT_FILE).is_file():
+        return path / STUDENT_FILE
+    if path.is_dir() and not (path / "config.json").is_file():
+        there = ", ".join(sorted(file.name for file in path.glob("*.safetensors"))) or "no .safetensors file"
+        raise CheckpointError(
+            f"{path} has neither {STUDENT_FILE}, as a run of `mvd-offline distill`, nor config.json, as a Hugging Face "
+            f"folder. Give the file whose encoder is to be judged; the folder has {there}."
+        )
+    return path
 
 
 @dataclass(frozen=True)

@@ -96,3 +96,13 @@ def test_an_official_student_tells_its_clips_by_its_position_table() -> None:
 def test_a_fine_tuned_file_that_does_not_tell_its_positions_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"does not say whether its positions are .* give the student"):
         open_encoder(TINY / "finetuned_mvd.pth", HEADS)
+
+
+def test_a_folder_of_neither_kind_is_refused_with_the_weights_in_it(student: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match=r"run has neither student\.safetensors, .* has no \.safetensors file\.$"):
+        open_encoder(folder, EncoderOptions())
+    student.rename(folder / "classifier.safetensors")
+    with pytest.raises(CheckpointError, match=r"is to be judged; the folder has classifier\.safetensors\.$"):
+        open_encoder(folder, EncoderOptions())
