@@ -210,7 +210,8 @@ def _print(report: ProbeReport, folder: Path, store: Path) -> None:
         table.add_row(kind, *values, f"{report.seconds[kind]:.1f}")
     print_table(table)
     made = f"in {human_duration(report.extraction_seconds)}" if report.extraction_seconds else "were there"
-    typer.echo(f"fitted on {report.clips['train']} clips, tested on {report.clips['test']}; features {made}: {store}")
+    tested = max(found.videos for found in report.probes.values())
+    typer.echo(f"fitted on {report.clips['train']} clips, tested on {tested} videos; features {made}: {store}")
     if left_out := report.unreadable["train"]:
         typer.echo(f"{len(left_out)} training clips left out, such as {left_out[0].video_id}: {left_out[0].reason}")
     what = "counted as wrong" if report.unreadables == "wrong" else "left out"
