@@ -34,7 +34,10 @@ def start_encoder(student: StudentEncoder, path: str | Path) -> str:
     Raises:
         CheckpointError: unreadable, or of other sizes.
     """
-    checkpoint = read_checkpoint(path)
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"student.init: {error}") from None
     _require_same_sizes(student, checkpoint)
     given = {name: t for name, t in split_qkv_bias(checkpoint.encoder_state()).items() if name.startswith(_TAKEN)}
     given["patch_embed.proj.weight"] = inflated(checkpoint.patch_weight, student.tubelet_size)

@@ -126,3 +126,11 @@ def test_a_file_that_lacks_a_block_s_tensor_is_refused_with_its_name(student, tm
     del state["blocks.1.mlp.fc1.weight"]
     with pytest.raises(CheckpointError, match=r"missing: blocks\.1\.mlp\.fc1\.weight"):
         start_encoder(fresh(), saved(state, tmp_path / "student.pth"))
+
+
+def test_a_file_that_is_not_there_or_no_checkpoint_is_refused_by_the_key_that_names_it(student, tmp_path):
+    with pytest.raises(CheckpointError, match=r"^student\.init: .*none\.pth: no such file or folder\."):
+        start_encoder(student, tmp_path / "none.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    with pytest.raises(CheckpointError, match=r"^student\.init: .*text\.pth"):
+        start_encoder(student, tmp_path / "text.pth")
