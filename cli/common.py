@@ -115,8 +115,9 @@ def report_training(summary: Any, run: Path, product: Path, as_json: bool, follo
     if not summary.steps:
         typer.echo(f"{run} was finished already: {product}")
     else:
+        rate = f"{summary.samples_per_second:.3g} {summary.unit}/s"
         typer.echo(
-            f"{summary.steps} steps in {human_duration(summary.seconds)}: {summary.samples_per_second:.3g} clips/s, "
+            f"{summary.steps} steps in {human_duration(summary.seconds)}: {rate}, "
             f"{100 * summary.data_wait_share:.0f} % of it waiting for data; {losses}"
         )
     if probe is not None:

@@ -100,6 +100,7 @@ class PretrainTask:
 
     def __init__(self, recipe: PretrainRecipe, rows: CatalogRows) -> None:
         self.title: str = recipe.method
+        self.unit = "clips"
         self._recipe, self._rows = recipe, rows
         seed = recipe.training.seed
         self.identity = RunIdentity(rows.source, seed, recipe.optim.batch_size)

@@ -48,7 +48,7 @@ class DistillTask:
         self, recipe: DistillRecipe, data: DistillData, source: TargetSource, *, init_sha256: str | None = None
     ) -> None:
         """`init_sha256`: as a run with checkpoints noted it; `student.init`, which may be gone, is not read then."""
-        self.title = "distill"
+        self.title, self.unit = "distill", "clips"
         self._recipe, self._source = recipe, source
         self.samples, self._stores = data.samples, data.rows.labels
         self.may_wait = isinstance(data.samples, FollowedSamples)

@@ -45,7 +45,7 @@ class FinetuneTask:
         self, recipe: FinetuneRecipe, rows: CatalogRows, init: Path | None, *, start: str | None = None
     ) -> None:
         """`start`: as the run noted it, where `init` only stands in for what it began with."""
-        self.title = "finetune"
+        self.title, self.unit = "finetune", "videos"
         self._recipe, self._rows = recipe, rows
         seed = recipe.training.seed
         self.identity = RunIdentity(rows.source, seed, recipe.optim.batch_size)

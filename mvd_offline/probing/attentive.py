@@ -114,7 +114,7 @@ class AttentiveTask:
     """Fitting the head, for the shared loop."""
 
     def __init__(self, features: FeatureStore, classes: int, heads: int, settings: AttentiveSettings) -> None:
-        self.title = "attentive probe"
+        self.title, self.unit = "attentive probe", "clips"
         self._features, self._settings = features, settings
         spec, store = features.spec, features.store
         self.identity = RunIdentity(f"{store.store_id}/{spec.column_id}", settings.seed, settings.batch_size)

@@ -40,6 +40,8 @@ class Task(Protocol):
     """What one kind of training adds to the loop."""
 
     title: str
+    unit: str
+    """What a row of `order` is, in the plural: `clips`, or `videos` of which the reader makes several."""
     identity: RunIdentity
     model: nn.Module
     may_wait: bool
@@ -145,7 +147,7 @@ def train(
                 logged, seconds = meter.take(), timing.line(step)
                 epoch = (step - 1) // schedule.steps_per_epoch
                 writer.write({"step": step, "epoch": epoch, "lr": lr, **logged, "time": seconds})
-                note = f"loss {logged['loss']:.4f}  {seconds['samples_per_second']:.1f} clips/s"
+                note = f"loss {logged['loss']:.4f}  {seconds['samples_per_second']:.1f} {task.unit}/s"
             progress.reach(step, note)
 
             # Save; then look at what was saved.
@@ -161,7 +163,7 @@ def train(
         if interrupted or step < schedule.stop_step:
             state.save(_position_after(step, schedule, meter))
             raise TrainingStopped(run, step, schedule.stop_step, signals.names)
-    return timing.summary(step, logged)
+    return timing.summary(step, logged, task.unit)
 
 
 # ---- parts of the story ------------------------------------------------------------------------------------------

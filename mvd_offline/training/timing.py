@@ -17,7 +17,11 @@ ON_DEVICE = ("transfer", "forward", "backward", "optimizer")
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a call of `train` did (a resumed run counts only its own part)."""
+    """What a call of `train` did (a resumed run counts only its own part).
+
+    Attributes:
+        unit: what its samples are, in the plural.
+    """
 
     steps: int
     seconds: float
@@ -25,6 +29,7 @@ class TrainingSummary:
     data_wait_share: float
     step_seconds: float
     last: dict[str, float]
+    unit: str
 
 
 class Timing:
@@ -70,7 +75,7 @@ class Timing:
             **{f"{phase}_seconds": seconds.get(phase, 0.0) / steps for phase in PHASES},
         }
 
-    def summary(self, step: int, last: dict[str, float]) -> TrainingSummary:
+    def summary(self, step: int, last: dict[str, float], unit: str) -> TrainingSummary:
         """The whole run up to the last line; `last` holds that line's values."""
         steps, seconds = step - self._first, time.perf_counter() - self._began
         return TrainingSummary(
@@ -80,6 +85,7 @@ class Timing:
             data_wait_share=self._data / self._busy if self._busy else 0.0,
             step_seconds=self._busy / steps if steps else 0.0,
             last=last,
+            unit=unit,
         )
 
     def _device_seconds(self) -> dict[str, float]:

@@ -311,3 +311,10 @@ def test_dropout_comes_from_the_batch_so_it_does_not_depend_on_its_split() -> No
     expected = model.head(2.0 * model.features(video, drop_path) * (dropout >= 0.5))
     torch.testing.assert_close(whole, expected)
     torch.testing.assert_close(model.eval()(video, drop_path, dropout), model.head(model.features(video)))
+
+
+def test_a_batch_counts_videos_however_many_views_each_has(known_videos: Any, tmp_path: Path) -> None:
+    twice = task(known_videos, tmp_path, augment=AugmentSection(repeats=2))
+
+    assert (twice.unit, twice.samples_per_epoch()) == ("videos", 2)
+    assert len(twice.reader(request(0, 1))["clips"]) == 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mvd_offline.cli.common import report_training
 from mvd_offline.errors import CheckpointError, TrainingStopped
 from mvd_offline.recipe import OptimSection, QuirkSection, TrainingSection
 from mvd_offline.training.averages import Average, constant
@@ -46,7 +48,7 @@ class LineTask:
     """loss = mean of weight * x, so that the gradient of a step is the mean of its rows."""
 
     def __init__(self, signal_at: tuple[int, int] | None = None) -> None:
-        self.title, self.identity = "line", RunIdentity("rows", 0, BATCH)
+        self.title, self.unit, self.identity = "line", "rows", RunIdentity("rows", 0, BATCH)
         self.line = nn.Linear(1, 1, bias=False)
         nn.init.ones_(self.line.weight)
         self.model: nn.Module = self.line
@@ -222,6 +224,15 @@ def test_a_run_without_a_sound_checkpoint_is_refused_before_it_loses_its_lines(t
     with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
         run(tmp_path)
     assert len(lines(tmp_path)) == 2
+
+
+def test_a_rate_counts_what_the_rows_of_the_task_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run(tmp_path / "run")
+    assert summary.unit == "rows"
+    assert re.search(r"loss [-\d.]+  [\d.]+ rows/s", capsys.readouterr().err)
+
+    report_training(summary, tmp_path / "run", tmp_path / "line", False, "nothing")
+    assert re.search(r"^6 steps in .*: [\d.e+]+ rows/s, ", capsys.readouterr().out)
 
 
 def test_each_line_says_where_the_time_of_a_step_went(tmp_path: Path) -> None:

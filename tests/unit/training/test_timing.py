@@ -41,9 +41,9 @@ def test_each_line_begins_anew_and_the_summary_has_all_but_the_saving() -> None:
         line = timing.line(step)
         assert 0.01 <= line["save_seconds"] < 0.1
 
-    summary = timing.summary(2, {"loss": 1.0})
+    summary = timing.summary(2, {"loss": 1.0}, "videos")
 
-    assert (summary.steps, summary.last) == (2, {"loss": 1.0})
+    assert (summary.steps, summary.last, summary.unit) == (2, {"loss": 1.0}, "videos")
     assert 0.02 <= summary.step_seconds < 2 * line["step_seconds"]
     assert summary.step_seconds < summary.seconds / 2
     assert 0.2 < summary.data_wait_share < 0.8
