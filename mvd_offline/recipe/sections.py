@@ -241,7 +241,9 @@ class EmaSection(Section):
 class ProbeSection(Section):
     """Probes of the student every so many epochs and at the end, on frozen features: how good it is, in minutes.
 
-    They change nothing of the training. Their accuracies are in the metrics, as `probe/linear_top1` and so on.
+    They change nothing of the training. Their accuracies are in the metrics, as `probe/linear_top1` and so on. They
+    look at the weights that `student.safetensors` gets, also in a run with `ema`: the last probe is what `mvd-offline
+    evaluate RUN --probe` finds. Judge the average by its file, `evaluate RUN/student_ema.safetensors --probe`.
     """
 
     train: str

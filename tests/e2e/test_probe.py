@@ -254,7 +254,7 @@ def test_options_that_do_not_go_with_probes_are_refused(
 
 # ---- while a student is distilled --------------------------------------------------------------------------------
 
-PROBE = {"probe.every_epochs": 1, "training.tensorboard": True}
+PROBE = {"probe.every_epochs": 1, "training.tensorboard": True, "ema.decay": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +319,10 @@ def test_the_last_probe_is_that_of_the_student_that_the_run_leaves(
     options = ["--probe", "linear", "--probe", "knn", "--out", str(tmp_path), "--workers", "1", "--json"]
     assert main(["evaluate", str(whole), *catalogs, *options]) == 0
 
-    found = json.loads(capsys.readouterr().out)["probes"]
+    report = json.loads(capsys.readouterr().out)
+    found = report["probes"]
+    assert report["checkpoint"] == str(whole / "student.safetensors")
+    assert (whole / "student_ema.safetensors").is_file()
     last = metrics(whole)[-1]
     assert {kind: found[kind]["top1"] for kind in found} == {kind: last[f"probe/{kind}_top1"] for kind in found}
 
