@@ -35,7 +35,7 @@ def load_subject(subject: Subject) -> Classifier:
     """The classifier on the CPU, in evaluation mode.
 
     Raises:
-        CheckpointError: another size than the recipe's: names what differs.
+        CheckpointError: another size than the recipe's: names all that differs. Or no classifier.
     """
     recipe, clip = subject.recipe, subject.recipe.clip
     arch = encoder_arch(recipe.model)
@@ -46,16 +46,18 @@ def load_subject(subject: Subject) -> Classifier:
         frames=clip.frames,
         positions=subject.positions,
     )
-    for name, found, wanted in (
+    sizes = (
         ("model.width", model.arch.width, arch.width),
         ("model.depth", model.arch.depth, arch.depth),
         ("model.classes", model.classes, recipe.model.classes),
         ("clip.patch_size", model.patch_size, clip.patch_size),
         ("clip.tubelet_size", model.tubelet_size, clip.tubelet_size),
-    ):
-        if found != wanted:
-            raise CheckpointError(
-                f"{subject.weights} does not fit the recipe {recipe.name}: {name} is {wanted} there and {found} in the "
-                f"weights. Give the recipe that it was trained by, or --set {name}={found}."
-            )
+    )
+    if differing := [(name, found, wanted) for name, found, wanted in sizes if found != wanted]:
+        listed = "; ".join(f"{name} is {wanted} there and {found} in the weights" for name, found, wanted in differing)
+        changes = " ".join(f"--set {name}={found}" for name, found, _ in differing)
+        raise CheckpointError(
+            f"{subject.weights} does not fit the recipe {recipe.name}: {listed}. Give the recipe that it was trained "
+            f"by, or {changes}."
+        )
     return model

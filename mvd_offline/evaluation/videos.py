@@ -44,7 +44,7 @@ class EvaluationVideos:
             UsageError: no such catalog, classes that are not `classes` in number, a label outside of them.
         """
         rows = CatalogRows(path)
-        rows.require_labels(classes, (*rows.videos, *rows.unreadable))
+        rows.require_labels(classes, (*rows.videos, *rows.unreadable), trained=True)
         self.path, self.root, self.classes = path, rows.root, rows.classes
         gone = changed_files(rows.videos, rows.root, accelerator)
         self.videos = tuple(video for video in rows.videos if video.video_id not in gone)

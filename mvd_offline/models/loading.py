@@ -64,7 +64,11 @@ def load_classifier(
     """
     checkpoint = read_checkpoint(path)
     if checkpoint.layout != "classifier":
-        raise CheckpointError(f"{path}: this is a {checkpoint.layout} checkpoint without head.weight, not a classifier")
+        raise CheckpointError(
+            f"{path}: this is a {checkpoint.layout} checkpoint without head.weight, not a classifier. Give a "
+            "fine-tuned file (`mvd-offline finetune` makes one of it), or judge its encoder by `mvd-offline evaluate "
+            "--probe`."
+        )
     with torch.device("meta"):
         classifier = Classifier(
             checkpoint.arch(heads),

@@ -50,23 +50,31 @@ class CatalogRows:
         rows = np.arange(len(self.videos))
         return epoch_order([rows], source=self.source, seed=seed, epoch=epoch, window=1)
 
-    def require_labels(self, classes: int, videos: Sequence[Video] | None = None) -> None:
+    def require_labels(self, classes: int, videos: Sequence[Video] | None = None, *, trained: bool = False) -> None:
         """The catalog has `classes` classes, and every video a label below that; `videos` or those that can be read.
+
+        Args:
+            trained: the classes are those of a trained classifier, which no setting changes.
 
         Raises:
             UsageError: gives both numbers, or names the first video whose label does not fit.
         """
+        fixed = (
+            "give a catalog of the data set that the classifier was trained on, or the recipe that it was trained by."
+        )
         if self.classes and len(self.classes) != classes:
+            free = f"--set model.classes={len(self.classes)}, or give the catalog of the other data set."
             raise UsageError(
                 f"{self._path} has {len(self.classes)} classes and model.classes is {classes}; "
-                f"--set model.classes={len(self.classes)}, or give the catalog of the other data set."
+                f"{fixed if trained else free}"
             )
         for video in self.videos if videos is None else videos:
             if not 0 <= video.label < classes:
+                free = "scan a list with labels, or --set model.classes to the number of classes."
                 raise UsageError(
                     f"{self._path}: video {video.video_id} has label {video.label}"
                     f"{' (none was listed)' if video.label < 0 else ''}; model.classes is {classes}, so labels are 0 "
-                    f"to {classes - 1}. Scan a list with labels, or --set model.classes to the number of classes."
+                    f"to {classes - 1}: {fixed if trained else free}"
                 )
 
 

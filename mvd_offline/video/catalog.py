@@ -123,7 +123,10 @@ class Catalog:
         try:
             table = pq.ParquetFile(path).read(use_threads=False)
         except pa.ArrowInvalid as error:
-            raise UsageError(f"{path}: a catalog is a Parquet file, and this is none: {error}") from None
+            raise UsageError(
+                f"{path}: a catalog is a Parquet file, and this is none ({error}). Give what `mvd-offline videos scan` "
+                "wrote; of a list or a folder, it makes one."
+            ) from None
         metadata = table.schema.metadata or {}
         facts = json.loads(metadata.get(_METADATA_KEY, b"{}"))
         if facts.get("version") != CATALOG_VERSION:

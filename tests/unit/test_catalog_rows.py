@@ -52,6 +52,12 @@ def test_a_missing_catalog_is_refused(tmp_path: Path) -> None:
         CatalogRows(tmp_path / "none.parquet")
 
 
+def test_a_list_in_the_place_of_a_catalog_is_refused_with_what_makes_one_of_it(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("a.mp4 0\n")
+    with pytest.raises(UsageError, match=r"this is none .*Give what `mvd-offline videos scan` wrote; of a list"):
+        CatalogRows(tmp_path / "train.csv")
+
+
 def test_the_identity_follows_names_contents_and_labels_and_nothing_else(tmp_path: Path) -> None:
     source = rows(tmp_path, *VIDEOS).source
     for change in ({"label": 5}, {"sha256": "f" * 64}, {"video_id": "0.mp4"}):

@@ -282,6 +282,23 @@ def test_other_classes_than_the_runs_are_refused(known_videos: Any, tmp_path: Pa
         evaluate(run, catalog_path=catalog)
 
 
+def test_a_catalog_that_does_not_fit_is_not_answered_with_another_classifier(known_videos: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    more = known_videos.write_catalog(tmp_path / "more.parquet", classes=("a", "b", "c"))
+    with pytest.raises(UsageError, match=r"has 3 classes and model\.classes is 2; give a catalog of the data") as error:
+        evaluate(run, catalog_path=more)
+    assert "--set" not in str(error.value)
+
+
+def test_a_student_is_no_classifier_and_may_be_probed(known_videos: Any, tmp_path: Path) -> None:
+    catalog = known_videos.write_catalog(tmp_path / "c.parquet")
+    student = Subject(OFFICIAL.with_name("student_mvd.pth"), tiny_recipe(), tmp_path / "out")
+    with pytest.raises(
+        CheckpointError, match=r"a mvd_student checkpoint without .*, not a classifier.*evaluate --probe`\.$"
+    ):
+        evaluate_subject(student, catalog_path=catalog, accelerator=CPU)
+
+
 def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no classifier\.safetensors: give the run folder of"):
         evaluate(tmp_path, catalog_path=tmp_path / "c.parquet")
@@ -381,6 +398,11 @@ def test_the_positions_of_a_videomae_file_must_be_told(known_videos: Any, tmp_pa
     [
         ({"depth": 2}, r"model\.depth is 2 there and 3 in the weights.*--set model\.depth=3"),
         ({"width": 80, "heads": 4}, r"model\.width is 80 there and 64 in the weights"),
+        (
+            {"depth": 2, "width": 80},
+            r"model\.width is 80 there and 64 in the weights; model\.depth is 2 there and 3 .*"
+            r"or --set model\.width=64 --set model\.depth=3\.",
+        ),
         ({"classes": 2}, r"model\.classes is 2 there and 6 in the weights"),
         ({"heads": 6, "width": 96}, r"heads=6 does not divide the width 64"),
     ],
