@@ -61,6 +61,24 @@ def named_paths(option: str, given: Sequence[str] | None) -> dict[str, str]:
     return paths
 
 
+def refuse_ignored(beside: str, **options: Any) -> None:
+    """Options that would be ignored are mistakes.
+
+    Args:
+        beside: what they cannot go with.
+        options: what was given, by name; those that are empty or false were not.
+
+    Raises:
+        UsageError: names those that were given.
+    """
+    from mvd_offline.errors import UsageError
+
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
+        raise UsageError(
+            f"{', '.join(given)} cannot go with {beside}: leave {'it' if len(given) == 1 else 'them'} out."
+        )
+
+
 def print_json(data: Any) -> None:
     """Write `data` to standard output as JSON; paths become strings and dataclasses mappings.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvd_offline.cli.common import JsonOption, SetOption, human_duration, print_json, print_table
+from mvd_offline.cli.common import JsonOption, SetOption, human_duration, print_json, print_table, refuse_ignored
 from mvd_offline.cli.probe import (
     EncoderPrecisionOption,
     EpochsOption,
@@ -120,9 +120,9 @@ def evaluate(
     if probes:
         from mvd_offline.probing.encoders import EncoderOptions
 
-        _refuse("--probe", **tested, ema=ema, ensemble=ensemble, set=overrides)
+        refuse_ignored("--probe", **tested, ema=ema, ensemble=ensemble, set=overrides)
         if ProbeName.attentive not in probes:
-            _refuse("probes without --probe attentive", epochs=epochs)
+            refuse_ignored("probes without --probe attentive", epochs=epochs)
         run_probes(
             given,
             probes,
@@ -138,7 +138,7 @@ def evaluate(
             as_json=as_json,
         )
         return
-    _refuse(
+    refuse_ignored(
         "a test without --probe",
         train=train,
         store=store,
@@ -153,10 +153,10 @@ def evaluate(
     )
     if ensemble:
         counted = unreadable is not UnreadablesName.error
-        _refuse("--ensemble", **tested, ema=ema, videos=videos, unreadable=counted, set=overrides)
+        refuse_ignored("--ensemble", **tested, ema=ema, videos=videos, unreadable=counted, set=overrides)
         _ensemble(given, out, as_json)
     elif len(given) > 1:
-        _refuse("several runs", **tested)
+        refuse_ignored("several runs", **tested)
         from mvd_offline.evaluate import subject_of_run
 
         _splits([subject_of_run(run, changes, ema=ema) for run in given], catalogs, unreadable, out, as_json)
@@ -182,9 +182,9 @@ def _subject(
     if bool(runs) == (checkpoint is not None):
         raise UsageError("give either a RUN, the folder of a `finetune`, or --checkpoint with --recipe and --out.")
     if checkpoint is None:
-        _refuse("a RUN, which has its own", recipe=recipe, positions=positions)
+        refuse_ignored("a RUN, which has its own", recipe=recipe, positions=positions)
         return subject_of_run(runs[0], overrides, out, ema=ema)
-    _refuse("--checkpoint", ema=ema)
+    refuse_ignored("--checkpoint", ema=ema)
     if recipe is None or out is None:
         raise UsageError(
             f"--checkpoint {checkpoint} needs --recipe, which says its model, clips and views (such as "
@@ -305,13 +305,3 @@ def _print_files(folder: Path) -> None:
     typer.echo(f"confusion: {folder / CONFUSION_PICTURE}, {CONFUSION_TABLE}")
     logits = f", and of each view: {LOGITS_FILE}" if (folder / LOGITS_FILE).is_file() else ""
     typer.echo(f"each video: {folder / PREDICTIONS_FILE}{logits}")
-
-
-def _refuse(beside: str, **options: Any) -> None:
-    """Options that would be ignored are mistakes."""
-    from mvd_offline.errors import UsageError
-
-    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value]:
-        raise UsageError(
-            f"{', '.join(given)} cannot go with {beside}: leave {'it' if len(given) == 1 else 'them'} out."
-        )

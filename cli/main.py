@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 COMMANDS: dict[str, Place] = {
     "demo": Place("demo", "The whole pipeline in miniature on generated, labelled videos."),
-    "videos": Place("videos", "Catalogs of videos: scan, synth, show, cache.", group=True),
+    "videos": Place("videos", "Catalogs of videos: scan, synth, show, cache, verify.", group=True),
     "plan": Place("plan", "Fix the views of a store, and say what it will cost."),
     "extract": Place("extract", "Run the frozen teachers over a store's views; resumable."),
     "distill": Place("distill", "Train a student on the masked features of its teachers."),

@@ -12,14 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvd_offline.cli import videos_cache
-from mvd_offline.cli.common import JsonOption, SetOption, human_bytes, human_duration, print_json, print_table
-from mvd_offline.cli.videos_augmented import AugmentOption, PictureOption, ViewsOption, draw_augmented
+from mvd_offline.cli.common import (
+    JsonOption,
+    SetOption,
+    human_bytes,
+    human_duration,
+    print_json,
+    print_table,
+    refuse_ignored,
+)
+from mvd_offline.cli.videos_augmented import DEFAULT_VIEWS, AugmentOption, PictureOption, ViewsOption, draw_augmented
 
 if TYPE_CHECKING:
     from mvd_offline.progress import WorkProgress
     from mvd_offline.video.catalog import Catalog, Video
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Catalogs of videos and images: scan, synth, show.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Catalogs of videos and images: scan, synth, show, cache, verify."
+)
 
 _PROBLEMS_SHOWN = 50
 
@@ -151,15 +161,16 @@ def show(
     video: Annotated[str, typer.Argument(help="A file; or with --catalog, a video's path in it.")],
     catalog: Annotated[Path | None, typer.Option("--catalog", help="Show what this catalog knows.")] = None,
     augment: AugmentOption = None,
-    views: ViewsOption = 8,
+    views: ViewsOption = None,
     out: PictureOption = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print one video's facts, from the file or from a catalog; or draw what fine-tuning makes of it."""
     if augment:
-        draw_augmented(video, catalog, augment, overrides or [], views, out, as_json)
+        draw_augmented(video, catalog, augment, overrides or [], views or DEFAULT_VIEWS, out, as_json)
         return
+    refuse_ignored("facts, which are shown without --augment", views=views, out=out, set=overrides)
     facts = _facts_from_catalog(video, catalog) if catalog else _facts_from_file(Path(video))
     if as_json:
         print_json(facts)

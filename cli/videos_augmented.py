@@ -18,7 +18,11 @@ AugmentOption = Annotated[
         "--augment", metavar="RECIPE", help="Draw the views that this fine-tuning recipe would make of it, as a PNG."
     ),
 ]
-ViewsOption = Annotated[int, typer.Option("--views", min=1, max=100, help="With --augment: how many.")]
+DEFAULT_VIEWS = 8
+ViewsOption = Annotated[
+    int | None,
+    typer.Option("--views", min=1, max=100, help="With --augment: how many.", show_default=str(DEFAULT_VIEWS)),
+]
 PictureOption = Annotated[
     Path | None,
     typer.Option("--out", help="With --augment: the picture; by default VIDEO.augmented.png here.", show_default=False),

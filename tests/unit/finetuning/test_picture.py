@@ -65,6 +65,14 @@ def test_the_command_writes_a_png_with_a_row_for_each_view(
     assert out.read_bytes() == from_file
 
 
+@pytest.mark.parametrize("option", [("--views", "3"), ("--out", "new.png"), ("--set", "training.seed=1")], ids=" ".join)
+def test_an_option_of_the_picture_is_refused_where_none_is_drawn(
+    option: tuple[str, str], known_videos: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["videos", "show", str(known_videos.root / "disc.mp4"), *option]) == 2
+    assert f"{option[0]} cannot go with facts, which are shown without --augment" in capsys.readouterr().err
+
+
 def test_a_recipe_or_a_video_that_is_not_there_is_one_paragraph(
     known_videos: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
