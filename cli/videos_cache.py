@@ -97,9 +97,10 @@ def verify(
         print_json({"folder": folder, "ok": not findings, "findings": findings})
     elif findings:
         _print_problems([(finding.path, finding.what) for finding in findings], ("file", "what is wrong"))
+        count = f"{len(findings)} finding{'s' if len(findings) > 1 else ''}"
         typer.echo(
-            f"{len(findings)} findings. Remove the files that are changed or foreign, then run the `mvd-offline videos "
-            f"cache` that made {folder} again: it writes what is missing."
+            f"{count}. Remove the files that are changed or foreign, then run the `mvd-offline videos cache` that made "
+            f"{folder} again: it writes what is missing."
         )
     else:
         typer.echo(f"{folder}: every file is what was written, and decodes to the same pixels")
@@ -158,8 +159,8 @@ def _in_words(times: ClipTimes) -> str:
     verdict = "" if middle >= 1.2 else "; here the cache does not pay: use the originals"
     return (
         f"16 frames at spacing 4, one thread, files in memory, {times.videos} videos in turn: "
-        f"{times.original_ms:.3g} ms from the originals, {times.cached_ms:.3g} ms from the cache: "
-        f"{middle:.2g} x faster ({low:.2g} to {high:.2g}){verdict}"
+        f"{times.original_ms:.3g} ms from the originals, {times.cached_ms:.3g} ms from the cache (medians); "
+        f"video by video {middle:.2g} x faster ({low:.2g} to {high:.2g}){verdict}"
     )
 
 

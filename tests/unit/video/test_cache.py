@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from small_runs import contents, hanging
 
+from mvd_offline.cli.main import main
 from mvd_offline.errors import UsageError, VideoError
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.training.catalogs import CatalogRows
@@ -278,6 +279,16 @@ def test_clips_are_timed_on_both_in_turn(originals: Catalog, made: Cache) -> Non
 
 
 # ---- checking ----------------------------------------------------------------------------------------------------
+
+
+def test_one_finding_is_not_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [Finding("videos/a.mp4", "missing"), Finding("videos/b.mp4", "missing")]
+    for count, words in ((1, "\n1 finding. Remove"), (2, "\n2 findings. Remove")):
+        monkeypatch.setattr("mvd_offline.video.cache_check.verify_cache", lambda *args, n=count, **options: found[:n])
+        assert main(["videos", "verify", str(tmp_path)]) == 1
+        assert words in capsys.readouterr().out
 
 
 def test_a_cache_as_it_was_written_has_no_findings(made: Cache) -> None:
