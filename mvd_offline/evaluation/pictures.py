@@ -18,7 +18,9 @@ _WORST = 20
 _AXIS_NAME, _LIST_NAME = 44, 66
 """Most letters of a class's name on an axis, and in the list."""
 _DPI = 110
-_LIST_INCHES, _MARGIN_INCHES = 5.2, 0.3
+_LIST_SIZE, _LETTER_INCHES, _LINE_INCHES = 8, 0.067, 0.142
+"""Of the list: points, and what a letter and a line take of its monospaced font."""
+_MARGIN_INCHES = 0.3
 
 
 def draw_confusion(table: NDArray[np.int64], names: Sequence[str], path: Path) -> None:
@@ -39,14 +41,20 @@ def draw_confusion(table: NDArray[np.int64], names: Sequence[str], path: Path) -
     cell = 0.42 if classes <= _COUNTED else 0.13 if classes <= _NAMED else 0.04
     text = 0.5 + 0.0092 * size * max(len(label) for label in _axis_labels(names, shown.shape[1]))
     wide, high = (max(1.6, cell * count) for count in reversed(shown.shape))
-    size_inches = (text + wide + 2 * _MARGIN_INCHES + _LIST_INCHES, max(text + high + _MARGIN_INCHES, 4.6))
+    said = _worst(table[:, :-1], names)
+    lines = said.splitlines()
+    list_wide, list_high = _LETTER_INCHES * max(map(len, lines)), _LINE_INCHES * len(lines)
+    size_inches = (
+        text + wide + list_wide + 2 * _MARGIN_INCHES,
+        max(text + high, list_high + _MARGIN_INCHES) + _MARGIN_INCHES,
+    )
     figure = Figure(figsize=size_inches, dpi=_DPI)
     FigureCanvasAgg(figure)
     top = 1 - _MARGIN_INCHES / size_inches[1]
     box = (text / size_inches[0], top - high / size_inches[1], wide / size_inches[0], high / size_inches[1])
     _draw_matrix(figure.add_axes(box), shown, names, size)
     left = (text + wide + _MARGIN_INCHES) / size_inches[0]
-    figure.text(left, top, _worst(table[:, :-1], names), va="top", fontsize=8, family="monospace")
+    figure.text(left, top, said, va="top", fontsize=_LIST_SIZE, family="monospace")
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_file(path) as temporary:
         figure.savefig(temporary.stream, format="png")
@@ -93,8 +101,9 @@ def _worst(table: NDArray[np.int64], names: Sequence[str]) -> str:
     number = len(names) > _NAMED
     said = [f"{k} " * number + _short(name, _LIST_NAME) for k, name in enumerate(names)]
     lines = [f"{errors[a, b]} of {table[a].sum()}  {said[a]}\n   taken for  {said[b]}" for a, b in pairs]
-    head = f"{np.trace(table)} of {table.sum()} videos that could be read are right.\n\nMost often confused:\n\n"
-    return head + ("\n".join(lines) or "none")
+    head = f"{np.trace(table)} of {table.sum()} videos that could be read are right.\n"
+    colours = "The darker a cell, the larger its share of the label's videos.\n"
+    return f"{head}{colours}\nMost often confused:\n\n" + ("\n".join(lines) or "none")
 
 
 def _short(name: str, length: int) -> str:

@@ -48,3 +48,15 @@ def test_unreadable_videos_have_a_column_of_their_own(tmp_path: Path) -> None:
     draw_confusion(table + np.array([[0, 0, 0], [0, 0, 3]]), ["a", "b"], tmp_path / "gone.png")
     sizes = [Image.open(tmp_path / name).size for name in ("all.png", "gone.png")]
     assert sizes[0] != sizes[1]
+
+
+@pytest.mark.parametrize("classes", [2, 4, 16, 51])
+@pytest.mark.parametrize("mistakes", [0, 1])
+def test_the_picture_is_as_large_as_what_it_shows(classes: int, mistakes: int, tmp_path: Path) -> None:
+    table = np.eye(classes, classes + 1, dtype=np.int64) + mistakes
+    draw_confusion(table, [f"name of class {k}" for k in range(classes)], tmp_path / "c.png")
+    drawn = (np.asarray(Image.open(tmp_path / "c.png").convert("L")) < WHITE).nonzero()
+    with Image.open(tmp_path / "c.png") as picture:
+        right, bottom = picture.width - drawn[1].max(), picture.height - drawn[0].max()
+    assert 10 < right < 110, "a margin of less than an inch, and nothing is cut off"
+    assert 10 < bottom < 110
