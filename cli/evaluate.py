@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -205,7 +206,7 @@ def _one(subject: Subject, catalogs: Sequence[Path], unreadable: UnreadablesName
     if as_json:
         print_json(result.to_json() | {"timing": result.timing})
         return
-    typer.echo(_accuracies(result, f" ({result.segments} segments x {result.crops} crops)"))
+    typer.echo(_accuracies(result, f" ({_count(result.segments, 'segment')} x {_count(result.crops, 'crop')})"))
     if subject.positions is None and subject.weights.suffix != ".safetensors":
         typer.echo(
             f"positions: {result.settings['positions']}; a file of VideoMAE's, which does not tell, needs "
@@ -264,21 +265,24 @@ def _print_splits(result: SplitsResult) -> None:
 
 
 def _ensemble(sources: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    from mvd_offline.evaluation.ensembles import ensemble
-    from mvd_offline.evaluation.results import write_tables
+    from mvd_offline.evaluation.ensembles import ENSEMBLE_FILE, ensemble
+    from mvd_offline.evaluation.results import write_json, write_tables
     from mvd_offline.evaluation.scoring import score
 
     predictions, members = ensemble(sources)
     scores = score(predictions)
+    found = {"ensemble": asdict(scores), "members": {name: asdict(member) for name, member in members.items()}}
     if out is not None:
         write_tables(out, predictions, scores)
+        write_json(out / ENSEMBLE_FILE, found)
     if as_json:
-        print_json({"ensemble": scores, "members": members})
+        print_json(found)
         return
     for name, member in members.items():
         typer.echo(f"{name}: {_accuracies(member)}")
     typer.echo(f"ensemble of {len(members)}: {_accuracies(scores)}")
     if out is not None:
+        typer.echo(f"all of this: {out / ENSEMBLE_FILE}")
         _print_files(out)
 
 
@@ -287,6 +291,10 @@ def _accuracies(scores: Scores, views: str = "") -> str:
         f"top-1 {100 * scores.top1:.2f} %, top-5 {100 * scores.top5:.2f} % on {scores.videos} videos{views}; "
         f"mean class accuracy {100 * scores.mean_class_accuracy:.2f} %"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _print_unreadable(result: Evaluation) -> None:

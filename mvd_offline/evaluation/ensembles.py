@@ -12,6 +12,8 @@ from mvd_offline.errors import UsageError
 from mvd_offline.evaluation.logits import LOGITS_FILE, ViewLogits
 from mvd_offline.evaluation.scoring import Predictions, Scores, score
 
+ENSEMBLE_FILE = "ensemble.json"
+
 
 def ensemble(sources: Sequence[Path]) -> tuple[Predictions, dict[str, Scores]]:
     """The mean of several tests' probabilities, and the scores of each test alone, by its file.

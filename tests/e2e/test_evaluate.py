@@ -183,10 +183,14 @@ def test_an_ensemble_of_two_tests(made: Path, tmp_path: Path, capsys: pytest.Cap
         mean += torch.tensor(table["probabilities"].to_pylist()) / 2
     right = (mean.argmax(1) == torch.tensor(table["label"].to_pylist())).double().mean().item()
     assert printed[2].startswith(f"ensemble of 2: top-1 {100 * right:.2f} %, top-5 100.00 % on 12 videos")
-    assert len(files_of(tmp_path / "both")) == 4
+    assert sorted(files_of(tmp_path / "both")) == [
+        "confusion.csv", "confusion.png", "ensemble.json", "per_class.csv", "predictions.parquet",
+    ]  # fmt: skip
 
-    assert evaluate("--ensemble", *runs, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["ensemble"]["top1"] == right
+    assert evaluate("--ensemble", runs[0] / "logits.parquet", runs[1], "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ensemble"]["top1"] == right
+    assert json.loads((tmp_path / "both" / "ensemble.json").read_text()) == found
 
 
 # ---- official files and lists ------------------------------------------------------------------------------------

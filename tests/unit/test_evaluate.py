@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mvd_offline.cli.main import main
 from mvd_offline.errors import CheckpointError, MvdError, UsageError
 from mvd_offline.evaluate import evaluate, evaluate_splits, evaluate_subject, subject_of_run
 from mvd_offline.evaluation.forward import answer
@@ -297,6 +298,17 @@ def test_a_student_is_no_classifier_and_may_be_probed(known_videos: Any, tmp_pat
         CheckpointError, match=r"a mvd_student checkpoint without .*, not a classifier.*evaluate --probe`\.$"
     ):
         evaluate_subject(student, catalog_path=catalog, accelerator=CPU)
+
+
+def test_one_view_is_one_segment_and_one_crop(
+    known_videos: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, catalog = make_run(tmp_path / "run"), known_videos.write_catalog(tmp_path / "c.parquet")
+    words = ["evaluate", str(run), "--videos", str(catalog)]
+    assert main([*words, "--set", "evaluation.segments=1", "--set", "evaluation.crops=1"]) == 0
+    assert "on 2 videos (1 segment x 1 crop); " in capsys.readouterr().out
+    assert main(words) == 0
+    assert "on 2 videos (2 segments x 3 crops); " in capsys.readouterr().out
 
 
 def test_a_folder_without_a_classifier_is_refused(tmp_path: Path) -> None:
