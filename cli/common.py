@@ -122,6 +122,7 @@ def report_training(summary: Any, run: Path, product: Path, as_json: bool, follo
     if int(os.environ.get("RANK", "0")):
         return
     from mvd_offline.hours import REPORT_FILE
+    from mvd_offline.progress import rate_in_words
 
     report = run / REPORT_FILE
     content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
@@ -133,9 +134,10 @@ def report_training(summary: Any, run: Path, product: Path, as_json: bool, follo
     if not summary.steps:
         typer.echo(f"{run} was finished already: {product}")
     else:
-        rate = f"{summary.samples_per_second:.3g} {summary.unit}/s"
+        steps = f"{summary.steps} step{'s' if summary.steps > 1 else ''}"
+        rate = rate_in_words(summary.samples_per_second, summary.unit)
         typer.echo(
-            f"{summary.steps} steps in {human_duration(summary.seconds)}: {rate}, "
+            f"{steps} in {human_duration(summary.seconds)}: {rate}, "
             f"{100 * summary.data_wait_share:.0f} % of it waiting for data; {losses}"
         )
     if probe is not None:

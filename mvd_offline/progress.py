@@ -9,6 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
+def rate_in_words(per_second: float, unit: str) -> str:
+    """A rate with three significant digits, and all digits before the point.
+
+    >>> rate_in_words(0.04194, "videos"), rate_in_words(1234.5, "clips")
+    ('0.0419 videos/s', '1,234 clips/s')
+    """
+    digits = f"{per_second:,.0f}" if per_second >= 999.5 else f"{per_second:.3g}"
+    return f"{digits} {unit}/s"
+
+
 class WorkProgress:
     """How much of the work is done, with a note such as a rate, and the time left.
 

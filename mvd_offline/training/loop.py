@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mvd_offline.errors import TrainingStopped, UsageError
-from mvd_offline.progress import WorkProgress
+from mvd_offline.progress import WorkProgress, rate_in_words
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import OptimSection, QuirkSection, TrainingSection
 from mvd_offline.shards.atomic import clean_folder
@@ -147,7 +147,7 @@ def train(
                 logged, seconds = meter.take(), timing.line(step)
                 epoch = (step - 1) // schedule.steps_per_epoch
                 writer.write({"step": step, "epoch": epoch, "lr": lr, **logged, "time": seconds})
-                note = f"loss {logged['loss']:.4f}  {seconds['samples_per_second']:.1f} {task.unit}/s"
+                note = f"loss {logged['loss']:.4f}  {rate_in_words(seconds['samples_per_second'], task.unit)}"
             progress.reach(step, note)
 
             # Save; then look at what was saved.

@@ -17,6 +17,7 @@ from mvd_offline import __version__
 from mvd_offline.cli import common
 from mvd_offline.cli.main import COMMANDS, load_command, main, run
 from mvd_offline.errors import MvdError, RecipeError, UsageError, VideoError
+from mvd_offline.progress import rate_in_words
 
 DESIGNED = (
     "demo", "videos", "plan", "extract", "distill", "pretrain", "finetune", "evaluate",
@@ -280,3 +281,12 @@ def test_json_refuses_what_it_cannot_hold(capsys: pytest.CaptureFixture[str]) ->
 
     with pytest.raises(ValueError, match="not JSON compliant"):
         common.print_json({"loss": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(0.04194, "0.0419 videos/s"), (3.0, "3 videos/s"), (12.34, "12.3 videos/s"), (999.6, "1,000 videos/s"),
+     (12345.6, "12,346 videos/s")],
+)  # fmt: skip
+def test_a_rate_is_neither_zero_nor_a_power_of_ten(rate: float, words: str) -> None:
+    assert rate_in_words(rate, "videos") == words
