@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mvd_offline.errors import CheckpointError
@@ -14,7 +15,11 @@ from mvd_offline.models.checkpoints import (
     split_qkv_bias,
     weights_sha256,
 )
-from mvd_offline.models.student import StudentEncoder
+from mvd_offline.models.saving import save_model
+from mvd_offline.models.student import StudentEncoder, student_of
+from mvd_offline.models.vit import encoder_arch
+from mvd_offline.randomness import KeyedStream
+from mvd_offline.recipe import DistillRecipe, dump_recipe
 
 _NEEDED = ("patch_embed.", "blocks.")
 _TAKEN = (*_NEEDED, "norm.")
@@ -44,6 +49,20 @@ def start_encoder(student: StudentEncoder, path: str | Path) -> str:
     kept = {name: t for name, t in student.state_dict().items() if not name.startswith(_NEEDED)}
     load_strictly(student, {**kept, **given}, use="student", source=f"student.init: {path}")
     return weights_sha256(given.items())
+
+
+def save_untrained_student(path: Path, recipe: DistillRecipe, init: Path | None = None) -> None:
+    """Write the student of a recipe with the encoder that its distillation begins with: what training must beat.
+
+    Args:
+        init: weights that its encoder has in place of fresh ones, as `start_encoder` takes them.
+    """
+    torch.manual_seed(KeyedStream("init", recipe.training.seed).torch_seed())
+    # The encoder is drawn before what predicts, so that the teachers' own widths change nothing.
+    student = student_of(recipe, dict.fromkeys(recipe.active_teachers, encoder_arch(recipe.student).width))
+    if init is not None:
+        start_encoder(student, init)
+    save_model(path, student, recipe=dump_recipe(recipe))
 
 
 def inflated(weight: Tensor, tubelet_size: int) -> Tensor:

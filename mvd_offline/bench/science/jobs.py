@@ -23,11 +23,8 @@ from mvd_offline.extract import extract
 from mvd_offline.finetune import finetune
 from mvd_offline.models.classifier import build_classifier
 from mvd_offline.models.loading import start_finetuning
-from mvd_offline.models.saving import save_model
-from mvd_offline.models.starting import start_encoder
-from mvd_offline.models.student import student_of
+from mvd_offline.models.starting import save_untrained_student
 from mvd_offline.models.teachers import load_teacher
-from mvd_offline.models.vit import encoder_arch
 from mvd_offline.planner import plan_store
 from mvd_offline.pretrain import TEACHER_FILE, pretrain
 from mvd_offline.randomness import KeyedStream
@@ -35,7 +32,6 @@ from mvd_offline.recipe import (
     DistillRecipe,
     FinetuneRecipe,
     PretrainRecipe,
-    dump_recipe,
     load_distill,
     load_finetune,
     load_pretrain,
@@ -65,6 +61,10 @@ class Scale:
         classes = f"model.classes={CLASSES_OF[task]}"
         overrides = (*self.overrides.get("finetune", ()), classes, f"training.seed={seed}")
         return load_finetune("science/finetune", overrides)
+
+    def untrained(self, seed: int) -> DistillRecipe:
+        """The recipe that all students share."""
+        return load_distill("science/distill", (*self.overrides.get("distill", ()), f"training.seed={seed}"))
 
     def distill(self, out: Path, row: Row, seed: int = 0) -> DistillRecipe:
         """The recipe of a student, with the teachers that were trained into `out`."""
@@ -146,8 +146,7 @@ def _untrained_student(out: Path, scale: Scale, seed: int) -> Path:
     """What the students of a seed begin with."""
     path = out / f"untrained-{seed}.safetensors"
     if not path.is_file():
-        torch.manual_seed(KeyedStream("init", seed).torch_seed())
-        _save_student(path, scale)
+        save_untrained_student(path, scale.untrained(seed))
     return path
 
 
@@ -155,17 +154,8 @@ def _image_teacher_for_clips(out: Path, scale: Scale) -> Path:
     """The image teacher as an encoder of clips, its patch embedding repeated over the frames of a tubelet."""
     path = out / "mae" / STUDENT_FILE
     if not path.is_file():
-        _save_student(path, scale, out / "mae" / TEACHER_FILE)
+        save_untrained_student(path, scale.untrained(0), init=out / "mae" / TEACHER_FILE)
     return path
-
-
-def _save_student(path: Path, scale: Scale, init: Path | None = None) -> None:
-    recipe = load_distill("science/distill", scale.overrides.get("distill", ()))
-    width = encoder_arch(recipe.student).width
-    student = student_of(recipe, {"image": width, "video": width})
-    if init is not None:
-        start_encoder(student, init)
-    save_model(path, student, recipe=dump_recipe(recipe))
 
 
 def _measure(out: Path, scale: Scale, row: Row, seed: int, weights: Path | None) -> None:

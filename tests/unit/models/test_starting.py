@@ -7,10 +7,13 @@ import torch
 
 from mvd_offline.errors import CheckpointError
 from mvd_offline.geometry import TokenGrid
+from mvd_offline.models.loading import load_student
 from mvd_offline.models.saving import save_model
-from mvd_offline.models.starting import inflated, start_encoder
-from mvd_offline.models.student import Student
+from mvd_offline.models.starting import inflated, save_untrained_student, start_encoder
+from mvd_offline.models.student import Student, student_of
 from mvd_offline.models.vit import Arch, run_blocks
+from mvd_offline.randomness import KeyedStream
+from mvd_offline.recipe import load_distill
 
 ENCODER, DECODER = Arch(48, 2, 3), Arch(32, 1, 2)
 
@@ -134,3 +137,17 @@ def test_a_file_that_is_not_there_or_no_checkpoint_is_refused_by_the_key_that_na
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(CheckpointError, match=r"^student\.init: .*text\.pth"):
         start_encoder(student, tmp_path / "text.pth")
+
+
+@pytest.mark.parametrize("mask", ["tube", "none"])
+def test_an_untrained_student_has_the_encoder_that_a_distillation_from_any_teachers_begins_with(mask, tmp_path):
+    recipe = load_distill("smoke/distill_vit_s_from_vit_b_k400", [f"mask.kind={mask}", "training.seed=3"])
+    save_untrained_student(tmp_path / "student.safetensors", recipe)
+
+    torch.manual_seed(KeyedStream("init", 3).torch_seed())
+    begins = student_of(recipe, {"image": 40, "video": 24}).state_dict()
+    written = load_student(tmp_path / "student.safetensors").state_dict()
+
+    encoder = [name for name in begins if name.startswith(("patch_embed.", "blocks."))]
+    assert encoder
+    assert all(torch.equal(written[name], begins[name]) for name in encoder)
