@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from mvd_offline.recipe import DistillRecipe, load_distill
 from mvd_offline.video.synthetic import synthesize
 
 MVD_OFFLINE = str(Path(sys.executable).parent / "mvd-offline")
-ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 
 # 12 videos, 2 groups: 24 views in 6 shards of each column; 8 tokens a view, of which 6 are masked.
 RECIPE: Mapping[str, Any] = {
@@ -157,12 +156,13 @@ def command(*words: str | Path) -> list[str]:
     return [MVD_OFFLINE, *map(str, words)]
 
 
-def launched(processes: int, *words: str | Path) -> list[str]:
-    """The command under `accelerate launch`: that many processes, on gloo."""
+def launched(processes: int, *words: str | Path, program: tuple[str, ...] = ("-m", "mvd_offline")) -> list[str]:
+    """The command, or another program, under `accelerate launch`: that many processes, on gloo."""
     port = 20000 + os.getpid() % 20000
     # Its --cpu would start one process, whatever the number; `started` says that the processes run on the CPU.
     options = ["--multi_gpu", "--num_processes", str(processes), "--main_process_port", str(port)]
-    return [ACCELERATE, "launch", *options, "-m", "mvd_offline", *map(str, words)]
+    # What `accelerate launch` runs, without the imports of accelerate's other commands, which take seconds.
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, *program, *map(str, words)]
 
 
 def side_by_side(*commands: list[str]) -> list[list[str]]:
@@ -209,6 +209,22 @@ def run(arguments: list[str], log: Path, *, timeout: float = 120.0, ranks: int =
         status = process.wait(timeout)
     text = log.read_text()
     assert status == 0, text
+    return text
+
+
+def run_side_by_side(processes: int, arguments: list[str], log: Path, *, timeout: float = 120.0) -> str:
+    """Run a command as the processes of one launch, to the end of all; returns what the first printed, then the others.
+
+    It spares the launcher where that is not what is tested. Fails unless every exit status is 0.
+    """
+    logs = [log.with_name(f"{log.name}-{number}") for number in range(processes)]
+    with ExitStack() as stack:
+        commands = zip(side_by_side(*[arguments] * processes), logs, strict=True)
+        together = [stack.enter_context(started(words, its_log)) for words, its_log in commands]
+        end = time.monotonic() + timeout
+        statuses = [process.wait(max(0.0, end - time.monotonic())) for process in together]
+    text = "".join(its_log.read_text() for its_log in logs)
+    assert statuses == [0] * processes, text
     return text
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from small_runs import launched, make_videos, once, run
+from small_runs import make_videos, once, run_side_by_side
 
 from mvd_offline.cli.main import main
 from mvd_offline.finetune import CLASSES_FILE, CLASSIFIER_FILE
@@ -96,14 +97,13 @@ def test_two_processes_leave_byte_for_byte_what_one_leaves(made: Path, tmp_path:
             ("one", "one", "error"),
         )
     }
-    # One launch for all: starting two processes takes longer than what they do.
+    # One script for all: starting two processes takes longer than what they do.
     script = tmp_path / "tests.py"
     lines = [f"assert main({[*words, '--out', str(tmp_path / 'two' / name)]}) == 0\n" for name, words in tests.items()]
     # Loader processes change nothing either.
     lines[0] = lines[0].replace("]) == 0", ", '--set', 'training.workers=1']) == 0")
     script.write_text("from mvd_offline.cli.main import main\n" + "".join(lines))
-    arguments = launched(2)
-    printed = run([*arguments[: arguments.index("-m")], str(script)], tmp_path / "log")
+    printed = run_side_by_side(2, [sys.executable, str(script)], tmp_path / "log")
     assert printed.count("top-1 ") == 3, "one process prints"
     assert " of 2 processes, " in printed
 

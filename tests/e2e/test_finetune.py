@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_runs import command, launched, make_videos, once, run, started, wait_until
+from small_runs import command, make_videos, once, run_side_by_side, started, wait_until
 
 from mvd_offline.cli.main import main
 from mvd_offline.finetune import finetune
@@ -264,11 +265,10 @@ def test_two_processes_train_and_test_as_one_does(
     folder = tmp_path / "run"
     train = ["finetune", str(recipe_file), "--videos", str(catalog), "--run", str(folder), "--json"]
     test = ["evaluate", str(folder), "--videos", str(catalog), "--json"]
-    # One launch for both commands: starting two processes takes longer than what they do.
+    # One script for both commands: starting two processes takes longer than what they do.
     script = tmp_path / "both.py"
     script.write_text(f"from mvd_offline.cli.main import main\nassert main({train}) == 0\nassert main({test}) == 0\n")
-    arguments = launched(2)
-    output = run([*arguments[: arguments.index("-m")], str(script)], tmp_path / "log")
+    output = run_side_by_side(2, [sys.executable, str(script)], tmp_path / "log")
 
     losses = [[line["loss"] for line in records(path)] for path in (folder, whole_run)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)

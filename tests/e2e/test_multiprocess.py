@@ -148,10 +148,9 @@ def test_a_sharded_run_goes_on_from_one_process_and_leaves_what_one_process_goes
         return ["distill", str(recipe), "--store", str(made / "store"), "--run", str(folder), *options]
 
     assert main(distill(sharded, 3)) == 0
-    script = [str(Path(__file__).with_name("sharded.py")), str(recipe), str(made / "store"), str(sharded)]
-    launch = launched(2)
-    launch[launch.index("-m") :] = [*script, "optim.stop_after_epochs=8", "optim.micro_batch_size=1"]
-    printed = run(launch, tmp_path / "log", timeout=300)
+    script = (str(Path(__file__).with_name("sharded.py")), str(recipe), str(made / "store"), str(sharded))
+    overrides = ("optim.stop_after_epochs=8", "optim.micro_batch_size=1")
+    printed = run(launched(2, *overrides, program=script), tmp_path / "log", timeout=300)
     assert printed.count("holds 0.5") == 2, printed
     assert load_student(sharded / "student.safetensors").targets == {"image": 192, "video": 192}
     assert main(distill(sharded, 12)) == 0

@@ -23,6 +23,7 @@ from small_runs import (
     once,
     run,
     run_distill,
+    run_side_by_side,
     started,
     wait_until,
     write_recipe,
@@ -359,7 +360,7 @@ def test_a_probe_that_was_cut_short_is_made_by_the_run_that_goes_on(
 def test_two_processes_probe_as_one(whole: Path, recipe: Path, store: Path, tmp_path: Path) -> None:
     options = ("--set", "optim.micro_batch_size=1", "--set", "optim.stop_after_epochs=2")
     distilling = ("distill", recipe, "--store", store, "--run", tmp_path / "run", *options)
-    printed = run(launched(2, *distilling), tmp_path / "log", timeout=200, ranks=2)
+    printed = run_side_by_side(2, command(*distilling), tmp_path / "log", timeout=200)
 
     assert "probe after step 6: linear_top1" in printed
     assert probed(tmp_path / "run") == [3, 6]
