@@ -92,10 +92,18 @@ def apply_operations(frames: NDArray[np.uint8], operations: Sequence[Operation])
     for target, frame in zip(out, frames, strict=True):
         picture = Image.fromarray(frame)
         for operation in operations:
-            function = timm_operations()[operation.name]
-            picture = function(picture, *operation.arguments, fillcolor=FILL, resample=Image.Resampling.BICUBIC)
+            picture = _changed(picture, operation)
         target[:] = np.asarray(picture)
     return out
+
+
+def _changed(picture: Image.Image, operation: Operation) -> Image.Image:
+    if operation.name == "PosterizeIncreasing" and operation.arguments[0] == 0:
+        # No bit is left at the greatest level. Pillow, which used to give black, refuses that now.
+        return Image.new("RGB", picture.size)
+    function = timm_operations()[operation.name]
+    changed: Image.Image = function(picture, *operation.arguments, fillcolor=FILL, resample=Image.Resampling.BICUBIC)
+    return changed
 
 
 @cache

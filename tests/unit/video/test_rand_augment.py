@@ -57,6 +57,14 @@ def test_frames_become_what_timms_own_operation_makes_of_them(name: str, frames:
             assert any(np.array_equal(clip[place], expected) for clip in ours)
 
 
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_the_greatest_and_the_least_level_can_be_applied(name: str, frames: NDArray[np.uint8]) -> None:
+    for level in (0.0, 10.0):
+        out = apply_operations(frames, [Operation(name, ARGUMENTS[name](level, 1.0))])
+        assert out.shape == frames.shape
+        assert out.any() != (name == "PosterizeIncreasing" and level == 10.0), "no bit is left of any colour"
+
+
 def test_operations_follow_each_other_and_leave_the_frames_as_they_were(frames: NDArray[np.uint8]) -> None:
     before = frames.copy()
     first, second = Operation("Rotate", (21.0,)), Operation("SolarizeIncreasing", (77,))
