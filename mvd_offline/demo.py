@@ -100,13 +100,13 @@ def demo(out: Path, *, workers: int, say: Callable[[str], None]) -> DemoResult:
         extract(store_dir, workers=workers, timeout_seconds=60.0, quiet=True)
     with stage("distil the student"):
         distill(recipe, store_dir=store_dir, run=out / "distill")
-    with stage("fine-tune from the student, from an untrained one, and from scratch"):
+    with stage("fine-tune three classifiers"):
         tuning = load_finetune("demo/finetune")
         save_untrained_student(out / "untrained.safetensors", recipe)
         finetune(tuning, catalog_path=catalogs["labelled"], init=out / "distill" / STUDENT_FILE, run=out / "distilled")
         finetune(tuning, catalog_path=catalogs["labelled"], init=out / "untrained.safetensors", run=out / "untrained")
         finetune(tuning, catalog_path=catalogs["labelled"], run=out / "scratch")
-    with stage("evaluate the three"):
+    with stage("evaluate them"):
         found = {name: evaluate(out / name, catalog_path=catalogs["test"]) for name in _CLASSIFIERS}
     with stage("time online against cached steps, draw"):
         result.step = time_steps(recipe, store_dir=store_dir, steps=4, batch_size=32)
