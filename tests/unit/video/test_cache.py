@@ -40,8 +40,12 @@ def findings(folder: Path) -> list[Finding]:
 
 
 def draw(path: Path, count: int, width: int = 64, height: int = 48, seed: int = 1) -> None:
+    """A video of which no two frames are alike: a bar moves by two pixels each."""
     path.parent.mkdir(exist_ok=True)
-    encode(path, draw_frames(width, height, count, "checks", "left", KeyedStream(seed)), 25)
+    frames = draw_frames(width, height, count, "checks", "left", KeyedStream(seed))
+    for number, frame in enumerate(frames):
+        frame[:, 2 * number % width :][:, :2] = 255
+    encode(path, frames, 25)
 
 
 def listed(root: Path, *names: str) -> Catalog:
