@@ -23,6 +23,7 @@ from mvd_offline.distill import distill
 from mvd_offline.distillation.task import STUDENT_FILE
 from mvd_offline.errors import UsageError
 from mvd_offline.evaluate import evaluate
+from mvd_offline.evaluation.results import Evaluation
 from mvd_offline.extract import extract
 from mvd_offline.finetune import finetune
 from mvd_offline.inspection import contact_sheet
@@ -107,15 +108,13 @@ def demo(out: Path, *, workers: int, say: Callable[[str], None]) -> DemoResult:
         finetune(tuning, catalog_path=catalogs["labelled"], init=out / "untrained.safetensors", run=out / "untrained")
         finetune(tuning, catalog_path=catalogs["labelled"], run=out / "scratch")
     with stage("evaluate them"):
-        found = {name: evaluate(out / name, catalog_path=catalogs["test"]) for name in _CLASSIFIERS}
+        distilled, untrained, scratch = (_tested(out / name, catalogs["test"]) for name in _CLASSIFIERS)
     with stage("time online against cached steps, draw"):
         result.step = time_steps(recipe, store_dir=store_dir, steps=4, batch_size=32)
         result.curves = str(_curves(out))
         result.contact_sheet = str(_sheet(out, store_dir))
-    for name, evaluation in found.items():
-        assert evaluation is not None  # this is the only process
-        setattr(result, f"{name}_top1", evaluation.top1)
-        result.test_videos = evaluation.videos
+    result.distilled_top1, result.untrained_top1, result.scratch_top1 = distilled.top1, untrained.top1, scratch.top1
+    result.test_videos = distilled.videos
     result.unlabelled_videos, result.labelled_videos = CLASSES * UNLABELLED_PER_CLASS, CLASSES * LABELLED_PER_CLASS
     result.store_bytes = sum(path.stat().st_size for path in store_dir.rglob("*") if path.is_file())
     return result
@@ -144,6 +143,12 @@ def _videos(out: Path, workers: int) -> dict[str, Path]:
     for name, catalog in catalogs.items():
         catalog.write(paths[name])
     return paths
+
+
+def _tested(run: Path, videos: Path) -> Evaluation:
+    found = evaluate(run, catalog_path=videos)
+    assert found is not None  # this is the only process
+    return found
 
 
 def _curves(out: Path) -> Path:
