@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -35,14 +35,7 @@ from mvd_offline.models.student import build_student
 from mvd_offline.recipe import DecoderSection, StudentSection, ViewSection
 from mvd_offline.video.catalog import Catalog, Video
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the launched commands have: sums in another order would differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_catalog(path: Path, videos: list[Video], like: Catalog, *, root: Path | None = None) -> Path:
