@@ -119,7 +119,7 @@ def evaluate(
     given, catalogs, changes = runs or [], videos or [], overrides or ()
     tested: dict[str, Any] = {"checkpoint": checkpoint, "recipe": recipe, "positions": positions}
     if probes:
-        from mvd_offline.probing.encoders import EncoderOptions
+        from mvd_offline.probing.encoders import EncoderOverrides
 
         refuse_ignored("--probe", **tested, ema=ema, ensemble=ensemble, set=overrides)
         if ProbeName.attentive not in probes:
@@ -133,7 +133,7 @@ def evaluate(
             store=store,
             views=views,
             epochs=epochs,
-            encoder=EncoderOptions(heads, frames, stride, image_size, precision.value),
+            encoder=EncoderOverrides(heads, frames, stride, image_size, precision.value),
             unreadables=unreadable.value,
             workers=workers,
             as_json=as_json,

@@ -14,7 +14,7 @@ from mvd_offline.cli.common import human_bytes, human_duration, print_json, prin
 
 if TYPE_CHECKING:
     from mvd_offline.evaluation.videos import Unreadables
-    from mvd_offline.probing.encoders import EncoderOptions
+    from mvd_offline.probing.encoders import EncoderOverrides
     from mvd_offline.probing.job import ProbeReport
     from mvd_offline.probing.preparing import WorkEstimate
 
@@ -130,7 +130,7 @@ def run_probes(
     store: Path | None,
     views: int,
     epochs: float | None,
-    encoder: EncoderOptions,
+    encoder: EncoderOverrides,
     unreadables: Unreadables,
     workers: int,
     as_json: bool,

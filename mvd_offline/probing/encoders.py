@@ -20,7 +20,7 @@ DEFAULT_STRIDE = 4
 
 
 @dataclass(frozen=True)
-class EncoderOptions:
+class EncoderOverrides:
     """What to do where a checkpoint does not say it, or otherwise than it says."""
 
     heads: int | None = None
@@ -48,7 +48,7 @@ class FrozenEncoder:
         return self.view if views == 1 else self.view.model_copy(update={"crop": "multiscale", "groups": views})
 
 
-def open_encoder(path: str | Path, options: EncoderOptions) -> FrozenEncoder:
+def open_encoder(path: str | Path, options: EncoderOverrides) -> FrozenEncoder:
     """The encoder of a student, a teacher or another pretrained model; `path` may be a run of `distill`.
 
     Sizes are those of the options, or else what the file records, and 16 frames of 224 pixels where it records none;

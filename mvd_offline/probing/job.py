@@ -19,7 +19,7 @@ from mvd_offline.evaluation.scoring import Predictions, Scores, score
 from mvd_offline.evaluation.videos import Unreadable, Unreadables, known_unreadable, unreadable_error
 from mvd_offline.models.saving import write_whole
 from mvd_offline.probing.attentive import AttentiveSettings, attentive_scores, fit_attentive
-from mvd_offline.probing.encoders import EncoderOptions, FrozenEncoder, open_encoder
+from mvd_offline.probing.encoders import EncoderOverrides, FrozenEncoder, open_encoder
 from mvd_offline.probing.labels import LabelledVideos, read_labelled
 from mvd_offline.probing.pooled import PooledKind, pooled_scores
 from mvd_offline.probing.preparing import ExtractionOptions, Split, Wanted, prepare_features
@@ -29,7 +29,7 @@ from mvd_offline.video.views import Plan
 RESULT_FILE: Final = "probe.json"
 ProbeKind: TypeAlias = Literal["linear", "attentive", "knn"]
 PROBE_KINDS: Final[tuple[ProbeKind, ...]] = get_args(ProbeKind)
-DEFAULT_ENCODER: Final = EncoderOptions()
+DEFAULT_ENCODER: Final = EncoderOverrides()
 DEFAULT_ATTENTIVE: Final = AttentiveSettings()
 
 
@@ -74,7 +74,7 @@ def probe(
     test: Path,
     out: Path,
     store_dir: Path | None = None,
-    encoder: EncoderOptions = DEFAULT_ENCODER,
+    encoder: EncoderOverrides = DEFAULT_ENCODER,
     extraction: ExtractionOptions,
     attentive: AttentiveSettings = DEFAULT_ATTENTIVE,
     views: int = 1,

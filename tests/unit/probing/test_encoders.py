@@ -11,11 +11,11 @@ from mvd_offline.errors import CheckpointError
 from mvd_offline.models import load_student
 from mvd_offline.models.saving import save_model
 from mvd_offline.models.student import build_student
-from mvd_offline.probing.encoders import EncoderOptions, open_encoder
+from mvd_offline.probing.encoders import EncoderOverrides, open_encoder
 from mvd_offline.recipe import DecoderSection, StudentSection, ViewSection, dump_recipe, load_distill
 
 TINY = Path(__file__).parents[2] / "reference" / "mvd_tiny"
-HEADS = EncoderOptions(heads=4)
+HEADS = EncoderOverrides(heads=4)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def student(tmp_path: Path) -> Path:
 
 
 def test_a_student_of_ours_says_all_that_is_needed(student: Path) -> None:
-    encoder = open_encoder(student, EncoderOptions())
+    encoder = open_encoder(student, EncoderOverrides())
 
     assert encoder.view == ViewSection(frames=4, stride=3, image_size=32, crop="center")
     clip = torch.randn(2, 3, 4, 32, 32)
@@ -49,11 +49,11 @@ def test_a_student_of_ours_says_all_that_is_needed(student: Path) -> None:
 
 
 def test_a_run_of_distill_is_taken_by_its_student(student: Path) -> None:
-    assert open_encoder(student.parent, EncoderOptions()).weights == str(student)
+    assert open_encoder(student.parent, EncoderOverrides()).weights == str(student)
 
 
 def test_options_come_before_what_the_file_says(student: Path) -> None:
-    options = EncoderOptions(frames=6, stride=1, image_size=48, precision="bfloat16")
+    options = EncoderOverrides(frames=6, stride=1, image_size=48, precision="bfloat16")
 
     encoder = open_encoder(student, options)
 
@@ -63,7 +63,7 @@ def test_options_come_before_what_the_file_says(student: Path) -> None:
 
 
 def test_several_training_views_are_random_and_the_test_view_stays_centred(student: Path) -> None:
-    encoder = open_encoder(student, EncoderOptions())
+    encoder = open_encoder(student, EncoderOverrides())
 
     assert encoder.train_view(1) == encoder.view
     assert (encoder.train_view(3).groups, encoder.train_view(3).crop) == (3, "multiscale")
@@ -78,7 +78,7 @@ def test_several_training_views_are_random_and_the_test_view_stays_centred(stude
     ],
 )
 def test_official_files_are_encoders_of_their_kind(file: str, kind: str, positions: str) -> None:
-    encoder = open_encoder(TINY / file, EncoderOptions(heads=4, frames=4, image_size=32))
+    encoder = open_encoder(TINY / file, EncoderOverrides(heads=4, frames=4, image_size=32))
 
     assert (encoder.teacher.name, encoder.teacher.positions) == (kind, positions)
     view = encoder.view
@@ -102,7 +102,7 @@ def test_a_folder_of_neither_kind_is_refused_with_the_weights_in_it(student: Pat
     folder = tmp_path / "run"
     folder.mkdir()
     with pytest.raises(CheckpointError, match=r"run has neither student\.safetensors, .* has no \.safetensors file\.$"):
-        open_encoder(folder, EncoderOptions())
+        open_encoder(folder, EncoderOverrides())
     student.rename(folder / "classifier.safetensors")
     with pytest.raises(CheckpointError, match=r"is to be judged; the folder has classifier\.safetensors\.$"):
-        open_encoder(folder, EncoderOptions())
+        open_encoder(folder, EncoderOverrides())
