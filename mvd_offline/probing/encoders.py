@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mvd_offline.distillation.task import STUDENT_FILE
 from mvd_offline.errors import CheckpointError
 from mvd_offline.local import absolute_weights
 from mvd_offline.models.checkpoints import Checkpoint, read_checkpoint
@@ -15,7 +16,6 @@ from mvd_offline.models.loading import grid_of_table
 from mvd_offline.models.teachers import Teacher, TeacherPrecision, load_teacher
 from mvd_offline.recipe import TeacherName, ViewSection
 
-STUDENT_FILE = "student.safetensors"
 DEFAULT_STRIDE = 4
 
 
