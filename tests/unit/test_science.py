@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,24 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from mvd_offline.bench.science.jobs import fill_store, measure_other, measure_student, prepare_videos, train_teacher
+from mvd_offline.bench.science.compute import student_flops
+from mvd_offline.bench.science.jobs import (
+    METHODS,
+    fill_store,
+    measure_other,
+    measure_student,
+    prepare_videos,
+    store_folder,
+    train_teacher,
+)
 from mvd_offline.bench.science.learnt import share_predicted
 from mvd_offline.bench.science.results import ORDERINGS, Accuracy, Measured, compare
 from mvd_offline.bench.science.rows import IMAGE_TEACHER, Row, store_rows, student_rows
 from mvd_offline.bench.science.run import QUICK, collect, science
 from mvd_offline.bench.science.videos import FRAMES, JITTER, SIDE, Task
 from mvd_offline.bench.science.work import part
+from mvd_offline.costs.dry_run import dry_run_distill
+from mvd_offline.costs.teachers import teacher_cost
 from mvd_offline.errors import UsageError
 from mvd_offline.probing.linear import fit_linear, standardise
 from mvd_offline.randomness import KeyedStream
@@ -123,23 +135,32 @@ def test_shuffled_frames_do_not_tell_a_direction_from_its_opposite(
 # ---- the work ----------------------------------------------------------------------------------------------------
 
 
-def test_one_student_goes_through_every_stage_and_nothing_is_done_twice(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the videos, the teachers and the store are made."""
+    folder = tmp_path_factory.mktemp("science")
+    make_what_rows_share(folder)
+    return folder
+
+
+def make_what_rows_share(folder: Path) -> None:
+    prepare_videos(folder, QUICK, 1)
+    for method in METHODS:
+        train_teacher(folder, QUICK, method)
+    fill_store(folder, QUICK, store_rows(student_rows(QUICK.groups))[0])
+
+
+def test_one_student_goes_through_every_stage_and_nothing_is_done_twice(made: Path) -> None:
     both = store_rows(student_rows(QUICK.groups))[0]
 
-    def everything() -> None:
-        prepare_videos(tmp_path, QUICK, 1)
-        for method in ("mae", "videomae"):
-            train_teacher(tmp_path, QUICK, method)
-        fill_store(tmp_path, QUICK, both)
-        measure_student(tmp_path, QUICK, both, 0)
-        measure_other(tmp_path, QUICK, IMAGE_TEACHER, 0)
+    def everything() -> dict[Path, int]:
+        make_what_rows_share(made)
+        measure_student(made, QUICK, both, 0)
+        measure_other(made, QUICK, IMAGE_TEACHER, 0)
+        return {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.is_file()}
 
-    everything()
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    everything()
-
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == made
-    rows = collect(tmp_path, QUICK, 1, quick=True).tables["objectives"]
+    assert everything() == everything()
+    rows = collect(made, QUICK, 1, quick=True).tables["objectives"]
     for row in (row for row in rows if row.row in (both, IMAGE_TEACHER)):
         for tasks in row.accuracy.values():
             for accuracy in tasks.values():
@@ -147,6 +168,22 @@ def test_one_student_goes_through_every_stage_and_nothing_is_done_twice(tmp_path
                 assert 0.0 <= accuracy.mean <= 1.0
     learnt = {row.row.name: set(row.learnt) for row in rows}
     assert (learnt[both.name], learnt[IMAGE_TEACHER.name]) == ({"image", "video"}, {"pixels"})
+
+
+def test_pixels_alone_may_compute_as_much_as_a_student_of_two_teachers(made: Path) -> None:
+    rows = {row.name: row for row in student_rows(QUICK.groups)}
+    scale = replace(QUICK, overrides={**QUICK.overrides, "distill": (*QUICK.overrides["distill"], "optim.epochs=40")})
+    both, pixels = (scale.student(made, rows[name], 0) for name in ("both", "pixels"))
+    store = store_folder(made, rows["both"])
+    views, clips = 2 * 16, 40 * 16  # of the store; of 40 epochs
+    teachers = sum(teacher_cost(both, name).flops for name in both.teachers)
+    step = dry_run_distill(both, samples=16, processes=1, tflops=1.0).flops.training
+
+    assert both.optim.epochs == 40
+    assert student_flops(both, store) == clips * step + views * teachers
+    assert student_flops(both.model_copy(update={"targets": "online"}), store) == clips * (step + teachers)
+    assert pixels.optim.epochs > 45
+    assert student_flops(pixels, store) == pytest.approx(student_flops(both, store), rel=0.5 / pixels.optim.epochs)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -185,7 +222,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 def with_values(name: str, *values: float) -> Measured:
     tasks: dict[Task, Accuracy] = {"spatial": Accuracy(values), "temporal": Accuracy(())}
-    return Measured(Row(name, name), {"finetuned": tasks, "probed": tasks}, (), (), {})
+    return Measured(Row(name, name), {"finetuned": tasks, "probed": tasks}, (), (), None, {})
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mvd_offline.bench.science.compute import student_flops, teacher_flops
 from mvd_offline.bench.science.learnt import learnt_by_student, learnt_by_teacher
 from mvd_offline.bench.science.probe import probe, read_probe_clips, render_probe_clips
-from mvd_offline.bench.science.rows import FRESH, IMAGE_TEACHER, UNTRAINED, VIDEO_TEACHER, Row
+from mvd_offline.bench.science.rows import FRESH, IMAGE_TEACHER, UNTRAINED, VIDEO_TEACHER, Row, student_rows
 from mvd_offline.bench.science.videos import CLASSES_OF, TASKS, Counts, Task, catalog_path, make_videos
 from mvd_offline.bench.science.work import part
 from mvd_offline.distill import distill
@@ -67,7 +68,7 @@ class Scale:
         return load_distill("science/distill", (*self.overrides.get("distill", ()), f"training.seed={seed}"))
 
     def distill(self, out: Path, row: Row, seed: int = 0) -> DistillRecipe:
-        """The recipe of a student, with the teachers that were trained into `out`."""
+        """The recipe of a student, with the teachers that were trained into `out`; its epochs are the shared ones."""
         weights = [
             f"teachers.{name}.weights={out / method / TEACHER_FILE}"
             for name, method in zip(("image", "video"), METHODS, strict=True)
@@ -79,6 +80,16 @@ class Scale:
         return load_distill(
             "science/distill", (*shared, *weights, *row.overrides, f"view.groups={groups}", f"training.seed={seed}")
         )
+
+    def student(self, out: Path, row: Row, seed: int) -> DistillRecipe:
+        """The recipe by which a student is trained: `distill`'s, with the epochs that equal compute gives the row."""
+        recipe = self.distill(out, row, seed)
+        if row.compute_of is None:
+            return recipe
+        model = next(other for other in student_rows(self.groups) if other.name == row.compute_of)
+        budget = student_flops(self.distill(out, model, seed), store_folder(out, model))
+        epochs = recipe.optim.epochs * budget / student_flops(recipe, store_folder(out, row))
+        return self.distill(out, replace(row, overrides=(*row.overrides, f"optim.epochs={round(epochs)}")), seed)
 
 
 # ---- once for all rows -------------------------------------------------------------------------------------------
@@ -93,8 +104,8 @@ def train_teacher(out: Path, scale: Scale, method: Method) -> None:
     def job() -> dict[str, Any]:
         recipe = scale.pretrain(method)
         pretrain(recipe, catalog_path=catalog_path(out, "train"), run=out / method)
-        clips = read_probe_clips(out).test
-        return {"learnt": {"pixels": learnt_by_teacher(recipe, out / method / TEACHER_FILE, clips)}}
+        learnt = learnt_by_teacher(recipe, out / method / TEACHER_FILE, read_probe_clips(out).test)
+        return {"learnt": {"pixels": learnt}, "flops": teacher_flops(recipe, catalog_path(out, "train"))}
 
     part(out, f"teacher_{method}", job)
 
@@ -123,10 +134,10 @@ def measure_student(out: Path, scale: Scale, row: Row, seed: int) -> None:
     run = out / "students" / f"{row.name}-{seed}"
 
     def job() -> dict[str, Any]:
-        recipe = scale.distill(out, row, seed)
-        summary = distill(recipe, store_dir=store_folder(out, row), run=run)
+        recipe, store = scale.student(out, row, seed), store_folder(out, row)
+        summary = distill(recipe, store_dir=store, run=run)
         learnt = learnt_by_student(recipe, run / STUDENT_FILE, read_probe_clips(out).test)
-        return {"last": summary.last, "learnt": learnt}
+        return {"last": summary.last, "learnt": learnt, "flops": student_flops(recipe, store)}
 
     part(out, f"{row.name}-{seed}-pretraining", job)
     _measure(out, scale, row, seed, run / STUDENT_FILE)

@@ -18,18 +18,20 @@ TABLES: dict[Table, str] = {
 
 
 def result_cells(found: Measured) -> list[str]:
-    """Title, what it learnt, seconds, four accuracies in percent, the paper's two."""
+    """Title, what it learnt, operations, seconds, four accuracies in percent, the paper's two."""
     paper = ["-" if value is None else f"{value:.1f}" for value in found.row.paper]
     note = f" ({found.row.note})" if found.row.note else ""
     accuracies = [str(found.accuracy[protocol][task]) for protocol in PROTOCOLS for task in TASKS]
     learnt = ", ".join(f"{name} {100 * share:.0f}" for name, share in found.learnt.items()) or "-"
     seconds = f"{statistics.fmean(found.pretraining_seconds):.0f}" if found.pretraining_seconds else "-"
-    return [found.row.title, learnt, seconds, *accuracies, " / ".join(paper) + note]
+    flops = "-" if found.pretraining_flops is None else f"{found.pretraining_flops / 1e12:.1f}"
+    return [found.row.title, learnt, flops, seconds, *accuracies, " / ".join(paper) + note]
 
 
 RESULT_HEADS = (
     "pretrained from",
     "predicts of what is hidden, %",
+    "TFLOP",
     "seconds",
     *(f"{task}, {TITLES[protocol]}" for protocol in PROTOCOLS for task in TASKS),
     "paper: K400 / SSv2",

@@ -41,7 +41,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row with what was found: accuracies by protocol and task, loss and seconds of its pretraining.
+    """A row with what was found: accuracies by protocol and task, loss, seconds and operations of its pretraining.
 
     Attributes:
         learnt: how much of what is hidden it predicts (see `learnt.py`), mean over seeds, by target.
@@ -51,6 +51,7 @@ class Measured:
     accuracy: dict[Protocol, dict[Task, Accuracy]]
     pretraining_seconds: tuple[float, ...]
     pretraining_loss: tuple[float, ...]
+    pretraining_flops: int | None
     learnt: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
@@ -60,6 +61,7 @@ class Measured:
             "top1": accuracy,
             "pretraining_seconds": list(self.pretraining_seconds),
             "pretraining_loss": list(self.pretraining_loss),
+            "pretraining_flops": self.pretraining_flops,
             "learnt": self.learnt,
         }
 
@@ -80,6 +82,7 @@ def measured(row: Row, seeds: int, parts: Parts) -> Measured:
         },
         tuple(done["seconds"] for done in trained),
         tuple(done["last"]["loss"] for done in trained if done.get("last")),
+        trained[0]["flops"] if trained else None,
         _means([done["learnt"] for done in trained]),
     )
 

@@ -167,7 +167,8 @@ def _open_folder(out: Path, scale: Scale) -> None:
 
 
 def _facts(scale: Scale, seeds: int, quick: bool) -> list[str]:
-    student, tuning = scale.distill(Path(), store_rows(student_rows(scale.groups))[0]), scale.finetune(0)
+    both = next(row for row in student_rows(scale.groups) if row.name == BOTH)
+    student, tuning = scale.distill(Path(), both), scale.finetune(0)
     teachers = {method: scale.pretrain(method).optim.epochs for method in METHODS}
     train, labelled, test = (CLASSES * n for n in (scale.counts.train, scale.counts.labelled, scale.counts.test))
     steps = round(student.optim.epochs * (train // student.optim.batch_size))
@@ -182,8 +183,10 @@ def _facts(scale: Scale, seeds: int, quick: bool) -> list[str]:
         f"frames of {student.view.image_size} px, patches of {student.view.patch_size} px; mask "
         f"{student.mask.kind} {student.mask.ratio}",
         f"teachers: MAE {teachers['mae']:g} epochs, VideoMAE {teachers['videomae']:g}; every student {steps} steps of "
-        f"{student.optim.batch_size} clips (equal steps, not equal compute: see the seconds; online rows run their "
-        f"teachers, and a per-token student sees every token); fine-tuning {tuning.optim.epochs:g} epochs",
+        f"{student.optim.batch_size} clips, but pixels alone as many as give it the operations of the row of "
+        f"{both.title}; fine-tuning {tuning.optim.epochs:g} epochs",
+        "TFLOP: of all steps, and of the teachers' passes, over every clip online and over every view once where their "
+        "targets are cached; the teachers' own training is a row of its own",
         "what is hidden: the share of its variance, about the mean of each token's place, that is predicted on the "
         "test videos; 0 is a model that learnt nothing about the clip",
         "paper: ViT-B, 400 epochs, unless it says otherwise; the linear probe has the mean token of the frozen encoder "
