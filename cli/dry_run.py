@@ -151,7 +151,12 @@ def _add_flops(table: Table, flops: Flops, clips: int) -> None:
 
 def _add_memory(table: Table, memory: Memory) -> None:
     table.add_row("memory of a process", f"{human_bytes(memory.total)} as the recipe is, estimated")
-    parts = {"weights": memory.weights, "gradients": memory.gradients, "AdamW": memory.optimizer, "clips": memory.clips}
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimiser": memory.optimizer,
+        "clips": memory.clips,
+    }
     if memory.frozen:
         parts["frozen weights"] = memory.frozen
     table.add_row("  apart from activations", ", ".join(f"{part} {human_bytes(n)}" for part, n in parts.items()))

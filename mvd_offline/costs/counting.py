@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from mvd_offline.models.vit import Block
+from mvd_offline.training.muon import is_hidden_matrix
 
 PRECISIONS: Final = ("float32", "16-bit")
 
@@ -53,6 +54,8 @@ class StepCost:
 
     parameters: dict[str, int]
     """By part: the encoder, each decoder or projector, the head."""
+    hidden_matrices: int
+    """Of the parameters, those that Muon would train."""
     forward_flops: dict[str, int]
     """By part."""
     backward_flops: int
@@ -118,6 +121,7 @@ def step_cost(model: nn.Module, loss: Callable[[nn.Module, int], Tensor], *, cli
         clips: of one micro-batch.
     """
     parameters = count_parameters(model)
+    hidden = sum(weight.numel() for name, weight in model.named_parameters() if is_hidden_matrix(name, weight))
     stacks = _shorten(model)
     with _fake(model):
         model.train()
@@ -137,6 +141,7 @@ def step_cost(model: nn.Module, loss: Callable[[nn.Module, int], Tensor], *, cli
         half = _activations(saved, stacks, inputs, partial(_saved_by, static=static, half=True))
     return StepCost(
         parameters=parameters,
+        hidden_matrices=hidden,
         forward_flops={part: flops // clips for part, flops in forward.items()},
         backward_flops=backward // clips,
         recompute_flops=recomputed // clips,

@@ -218,6 +218,7 @@ def dry_run_distill(
         flops=flops,
         memory=memory_of(
             step,
+            recipe.optim,
             recipe.training,
             checkpointed=checkpointed,
             clip_values=launch.micro_batch_size * _values(recipe.view, recipe.view.frames),
@@ -294,7 +295,7 @@ def _without_teachers(
         parameters=step.parameters,
         tokens=tokens,
         flops=flops,
-        memory=memory_of(step, recipe.training, checkpointed=checkpointed, clip_values=clips * values),
+        memory=memory_of(step, recipe.optim, recipe.training, checkpointed=checkpointed, clip_values=clips * values),
         teachers={},
         peak_lr=recipe.optim.peak_lr,
         floor_lr=recipe.optim.floor_lr,

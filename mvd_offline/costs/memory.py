@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mvd_offline.costs.counting import Activations, StepCost
-from mvd_offline.recipe import TrainingSection
+from mvd_offline.recipe import OptimSection, TrainingSection
 
 LEFT_OUT: Final = (
     "the allocator's fragments, temporary results within an operation, DDP's buckets (about the gradients once more), "
@@ -19,8 +19,9 @@ _FLOAT32: Final = 4
 class Memory:
     """Bytes of one process at the end of the forward pass of an accumulated micro-batch, where they are most.
 
-    Weights, gradients and AdamW's two states are float32 whatever the precision; what autocast keeps of weights in 16
-    bits counts as activations. Sharding (FSDP) divides the first three by the processes; these are not divided.
+    Weights, gradients and the optimiser's states (AdamW's two, Muon's one) are float32 whatever the precision; what
+    autocast keeps of weights in 16 bits counts as activations. Sharding (FSDP) divides the first three by the
+    processes; these are not divided.
     """
 
     weights: int
@@ -42,7 +43,13 @@ class Memory:
 
 
 def memory_of(
-    step: StepCost, training: TrainingSection, *, checkpointed: bool, clip_values: int, frozen: int = 0
+    step: StepCost,
+    optim: OptimSection,
+    training: TrainingSection,
+    *,
+    checkpointed: bool,
+    clip_values: int,
+    frozen: int = 0,
 ) -> Memory:
     """The memory of a process that runs `step`.
 
@@ -52,6 +59,7 @@ def memory_of(
         frozen: weights beside the trained ones.
     """
     weights = step.parameter_count * _FLOAT32
+    states = 2 * weights - (step.hidden_matrices * _FLOAT32 if optim.optimizer == "muon" else 0)
     precision = "float32" if training.precision == "no" else "16-bit"
     activations = step.activations[precision]
     clips = clip_values * (_FLOAT32 + 1)
@@ -59,11 +67,11 @@ def memory_of(
     return Memory(
         weights=weights,
         gradients=weights,
-        optimizer=2 * weights,
+        optimizer=states,
         frozen=frozen * _FLOAT32,
         clips=clips,
         activations=step.activations,
         precision=precision,
         checkpointed=checkpointed,
-        total=4 * weights + frozen * _FLOAT32 + clips + held,
+        total=2 * weights + states + frozen * _FLOAT32 + clips + held,
     )

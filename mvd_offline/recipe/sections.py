@@ -260,8 +260,10 @@ class ProbeSection(Section):
 
 
 class OptimSection(Section):
-    """AdamW with linear warm-up and cosine decay, both per optimiser step."""
+    """The optimiser, with linear warm-up and cosine decay, both per optimiser step."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: torch's Muon for the matrices of the blocks, AdamW for all else (needs torch 2.9; not in the paper)."""
     epochs: Annotated[float, Field(gt=0.0)] = 400
     """Length of the schedule."""
     stop_after_epochs: Annotated[float, Field(gt=0.0)] | None = None

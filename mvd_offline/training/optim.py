@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning rate of each step."""
+"""The optimiser's parameter groups and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mvd_offline.recipe import OptimSection
+from mvd_offline.training.muon import MuonWithAdamW
 
 # Names that the official code exempts from weight decay besides biases and 1-D tensors.
 EXEMPT = frozenset({"pos_embed", "cls_token", "mask_token"})
@@ -49,7 +50,7 @@ def parameter_groups(
     layer_decay: float | None = None,
     depth: int = 0,
 ) -> list[dict[str, object]]:
-    """Groups for AdamW: one for each (learning-rate scale, decayed or not), in order of first appearance.
+    """Groups for an optimiser: one for each (learning-rate scale, decayed or not), in order of first appearance.
 
     Each group has `params`, `names`, `weight_decay` and `lr_scale` (layer_decay ** (depth + 1 - layer)).
     """
@@ -70,9 +71,18 @@ def parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(groups: list[dict[str, object]], section: OptimSection, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, in one fused kernel where the device has it; the learning rate is set before every step."""
+def build_optimizer(
+    groups: list[dict[str, object]], section: OptimSection, device: torch.device
+) -> torch.optim.Optimizer:
+    """The recipe's optimiser, AdamW in one fused kernel where the device has it; the learning rate is set before every
+    step.
+
+    Raises:
+        RecipeError: this torch does not have it.
+    """
     fused = device.type in ("cuda", "cpu")
+    if section.optimizer == "muon":
+        return MuonWithAdamW(groups, betas=section.betas, eps=section.eps, fused=fused)
     return torch.optim.AdamW(groups, lr=0.0, betas=section.betas, eps=section.eps, fused=fused)
 
 

@@ -137,10 +137,15 @@ def test_a_run_goes_on_from_four_processes_to_two_to_one(made: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "atol"),
+    # Muon orthogonalises in bfloat16: a last bit of float32 may become one of bfloat16.
+    [("adamw", 2e-5), ("muon", 2e-3)],
+)
 def test_a_sharded_run_goes_on_from_one_process_and_leaves_what_one_process_goes_on_from(
-    made: Path, tmp_path: Path
+    made: Path, tmp_path: Path, optimizer: str, atol: float
 ) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", LEFTOVERS)
+    recipe = write_recipe(tmp_path / "recipe.yaml", LEFTOVERS | {"optim.optimizer": optimizer})
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
 
     def distill(folder: Path, epochs: int) -> list[str]:
@@ -156,7 +161,7 @@ def test_a_sharded_run_goes_on_from_one_process_and_leaves_what_one_process_goes
     assert main(distill(sharded, 12)) == 0
     assert main(distill(alone, 12)) == 0
 
-    assert_same_run(sharded, alone)
+    assert_same_run(sharded, alone, atol)
 
 
 def test_a_launch_that_asks_for_sharding_on_cpus_is_refused_rather_than_trained_in_copies(
@@ -179,7 +184,7 @@ def steps_of(folder: Path) -> list[int]:
     return [line["step"] for line in metrics(folder)] if (folder / "metrics.jsonl").exists() else []
 
 
-def assert_same_run(ours: Path, theirs: Path) -> None:
+def assert_same_run(ours: Path, theirs: Path, atol: float = 2e-5) -> None:
     assert len(metrics(ours)) == len(metrics(theirs)) == 12
     for one, other in zip(metrics(ours), metrics(theirs), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
@@ -187,6 +192,6 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
         one, other = (load_file(folder / f"{name}.safetensors") for folder in (ours, theirs))
         assert one.keys() == other.keys()
         for key, tensor in other.items():
-            torch.testing.assert_close(one[key], tensor, rtol=1e-3, atol=2e-5)
+            torch.testing.assert_close(one[key], tensor, rtol=1e-3, atol=atol)
     student, average = (load_file(ours / f"{name}.safetensors") for name in ("student", "student_ema"))
     assert not torch.equal(student["norm.weight"], average["norm.weight"])

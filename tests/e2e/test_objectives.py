@@ -263,8 +263,13 @@ def test_a_momentum_teacher_sees_the_whole_clip_and_its_features_are_those_of_th
     assert losses["loss"].item() == pytest.approx(F.smooth_l1_loss(prediction, features).item(), rel=1e-5)
 
 
-def test_a_momentum_run_that_was_stopped_goes_on_as_if_it_had_not(store: Path, tmp_path: Path) -> None:
-    changes = {**MOMENTUM, **NO_TEACHERS, "momentum.decay": [[0, 0.5], [2, 0.9]], "optim.epochs": 2}
+@pytest.mark.parametrize(
+    "kind",
+    [{**MOMENTUM, **NO_TEACHERS, "momentum.decay": [[0, 0.5], [2, 0.9]]}, {"optim.optimizer": "muon"}],
+    ids=["momentum", "muon"],
+)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(kind: dict[str, Any], store: Path, tmp_path: Path) -> None:
+    changes = {**kind, "optim.epochs": 2}
     whole = write_recipe(tmp_path / "whole.yaml", changes)
     part = write_recipe(tmp_path / "part.yaml", {**changes, "optim.stop_after_epochs": 1})
 

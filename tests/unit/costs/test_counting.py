@@ -17,7 +17,7 @@ from mvd_offline.costs.models import distill_step, finetune_step, pretrain_step
 from mvd_offline.losses import objectives_of
 from mvd_offline.models.student import student_of
 from mvd_offline.recipe import DistillRecipe, TeacherName, load_distill, load_finetune, load_pretrain
-from mvd_offline.training.optim import build_optimizer
+from mvd_offline.training.optim import build_optimizer, parameter_groups
 from mvd_offline.video.masking import masked_tokens
 
 WIDTHS: dict[TeacherName, int] = {"image": 192, "video": 192}
@@ -74,23 +74,26 @@ def two_clips() -> StepCost:
     return distill_step(recipe(), WIDTHS, 2)
 
 
-@pytest.mark.parametrize(("precision", "checkpointed"), [("no", False), ("no", True), ("bf16", False)])
-def test_the_estimate_of_memory_is_the_measured_peak(precision: str, checkpointed: bool) -> None:
-    base = recipe(training={"precision": precision})
+@pytest.mark.parametrize(
+    ("precision", "checkpointed", "optimizer"),
+    [("no", False, "adamw"), ("no", True, "adamw"), ("bf16", False, "adamw"), ("no", False, "muon")],
+)
+def test_the_estimate_of_memory_is_the_measured_peak(precision: str, checkpointed: bool, optimizer: str) -> None:
+    base = recipe(training={"precision": precision}, optim={"optimizer": optimizer})
     student = base.student.model_copy(update={"checkpoint_activations": checkpointed})
     small, clips = base.model_copy(update={"student": student}), 4 if precision == "no" else 2
     values = clips * 3 * small.view.frames * small.view.image_size**2
     cost = distill_step(small, WIDTHS, clips)
-    estimate = memory_of(cost, small.training, checkpointed=checkpointed, clip_values=values)
+    estimate = memory_of(cost, small.optim, small.training, checkpointed=checkpointed, clip_values=values)
     real = RealStep(small, clips)
-    optimizer = build_optimizer(
-        [{"params": list(real.student.parameters()), "lr_scale": 1.0}], small.optim, torch.device("cpu")
-    )
+    groups = parameter_groups(real.student.named_parameters(), weight_decay=0.05)
+    stepping = build_optimizer(groups, small.optim, torch.device("cpu"))
     real.loss().backward()
-    optimizer.step()
+    stepping.step()
 
-    # A further micro-batch of an accumulation: gradients and AdamW's states are there already.
-    static = 4 * sum(parameter.nbytes for parameter in real.student.parameters())
+    # A further micro-batch of an accumulation: gradients and the optimiser's states are there already.
+    states = (value for state in stepping.state.values() for value in state.values())
+    static = 2 * sum(parameter.nbytes for parameter in real.student.parameters()) + sum(s.nbytes for s in states)
     measured = static + peak_of(lambda: real.loss().backward())
 
     assert estimate.total == pytest.approx(measured, rel=0.1)
@@ -155,6 +158,7 @@ def test_a_model_without_blocks_is_counted_as_it_is() -> None:
     # Nobody asks for the gradient of the input.
     assert cost == StepCost(
         parameters={"encoder": 8 * 16 + 16 + 16 * 4 + 4},
+        hidden_matrices=0,
         forward_flops={"encoder": 2 * (8 * 16 + 16 * 4)},
         backward_flops=2 * (8 * 16 + 2 * 16 * 4),
         recompute_flops=0,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from mvd_offline.errors import RecipeError
 from mvd_offline.models import load_classifier, load_student
 from mvd_offline.recipe import OptimSection
 from mvd_offline.training.optim import (
@@ -122,3 +123,63 @@ def test_the_optimiser_takes_the_recipes_constants_and_scales_each_groups_rate()
     assert optimizer.defaults["betas"] == (0.8, 0.9)
     assert optimizer.defaults["eps"] == 1e-6
     assert {group["lr"] for group in optimizer.param_groups} == {2.0 * 0.5**power for power in range(5)}
+
+
+# ---- Muon --------------------------------------------------------------------------------------------------------
+
+
+def gradients_of(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_muon_trains_the_matrices_of_blocks_and_adamw_all_else_as_each_does_alone() -> None:
+    ours, alone = (load_student(REFERENCE / "student_mvd.pth", heads=4) for _ in range(2))
+    section = OptimSection(optimizer="muon", betas=(0.8, 0.9))
+    optimizer = build_optimizer(
+        parameter_groups(ours.named_parameters(), weight_decay=0.05), section, torch.device("cpu")
+    )
+    hidden = [p for n, p in alone.named_parameters() if "blocks" in n and n.endswith("weight") and p.ndim == 2]
+    decayed = [p for n, p in alone.named_parameters() if p.ndim > 1 and not any(p is other for other in hidden)]
+    flat = [p for p in alone.parameters() if p.ndim <= 1]
+    muon = torch.optim.Muon(hidden, lr=0.01, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": flat, "weight_decay": 0.0}],
+        lr=0.01, betas=(0.8, 0.9), eps=section.eps, fused=True,
+    )  # fmt: skip
+
+    for step in range(3):
+        for model in (ours, alone):
+            gradients_of(model, step)
+        set_learning_rate(optimizer, 0.01)
+        for one in (optimizer, muon, adamw):
+            one.step()
+
+    assert len(hidden) == 4 * (3 + 2 + 2), "encoder and both decoders"
+    for (name, found), expected in zip(ours.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+def test_layer_wise_decay_scales_muons_rates_too() -> None:
+    classifier = load_classifier(REFERENCE / "finetuned_mvd.pth", heads=4)
+    groups = parameter_groups(classifier.named_parameters(), weight_decay=0.05, layer_decay=0.5, depth=3)
+    optimizer = build_optimizer(groups, OptimSection(optimizer="muon"), torch.device("cpu"))
+
+    set_learning_rate(optimizer, 2.0)
+
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
+    assert rates.keys() == dict(classifier.named_parameters()).keys()
+    assert (rates["blocks.0.attn.qkv.weight"], rates["blocks.0.norm1.bias"], rates["head.weight"]) == (
+        0.25,
+        0.25,
+        2.0,
+    )
+
+
+def test_a_torch_without_muon_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    groups = parameter_groups(nn.Linear(2, 2).named_parameters(), weight_decay=0.05)
+
+    with pytest.raises(RecipeError, match=r"muon needs torch 2\.9 or newer"):
+        build_optimizer(groups, OptimSection(optimizer="muon"), torch.device("cpu"))
