@@ -40,6 +40,14 @@ def extract(
             show_default=False,
         ),
     ] = None,
+    bake: Annotated[
+        Literal["jpeg"] | None,
+        typer.Option(
+            help="Keep each view's frames too, as JPEGs (quality 95, 4:4:4; a recipe's store.bake has others): the "
+            "teachers see these, and training reads them instead of the videos. Before the first shard only.",
+            show_default=False,
+        ),
+    ] = None,
     codec: Annotated[
         Literal["float32", "float16", "bfloat16", "int8"] | None,
         typer.Option(help="Codec of a column that is added.", show_default=False),
@@ -74,6 +82,7 @@ def extract(
         timeout_seconds=timeout_seconds,
         retry=[status for status in retry.split(",") if status],
         options=ColumnOptions(codec, precision, heads, max_relative_error),
+        bake=bake is not None,
         quiet=as_json,
     )
     if not summary.is_main:
@@ -123,7 +132,10 @@ def _print(store: Path, summary: dict[str, Any]) -> None:
     table.add_row("time", f"{human_duration(summary['elapsed_seconds'])}, {summary['clips_per_second']:.3g} clips/s")
     for name, coding in summary["coding"].items():
         if coding["rows"]:
-            table.add_row(f"coding error of {name}", _coding(coding))
+            label, text = (
+                ("PSNR of clips", _psnr(coding)) if name == "clips" else (f"coding error of {name}", _coding(coding))
+            )
+            table.add_row(label, text)
     total = sum(summary["seconds"].values()) or 1.0
     table.add_row("spent on", ", ".join(f"{stage} {100 * s / total:.0f} %" for stage, s in summary["seconds"].items()))
     table.add_row("store", "sealed" if summary["sealed"] else f"{summary['pending_shards']} shards still pending")
@@ -146,6 +158,13 @@ def _print(store: Path, summary: dict[str, Any]) -> None:
         if summary["sealed"]
         else f"next: mvd-offline extract {store}"
     )
+
+
+def _psnr(coding: dict[str, Any]) -> str:
+    from mvd_offline.shards.jpeg import psnr
+
+    mean, worst = psnr(coding["mean_relative_error"]), psnr(coding["worst_relative_error"])
+    return f"{mean:.1f} dB of the mean error, {worst:.1f} dB of the worst (view {coding['worst_view']})"
 
 
 def _coding(coding: dict[str, Any]) -> str:

@@ -133,7 +133,7 @@ def stats(
     from mvd_offline.shards.store import open_store
 
     opened = open_store(store, sealed=False)
-    found = [measure(opened, name, rows) for name in ([column] if column else opened.columns)]
+    found = [measure(opened, name, rows) for name in ([column] if column else opened.target_columns)]
     if as_json:
         print_json(found)
         return

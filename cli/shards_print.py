@@ -22,7 +22,14 @@ MOST_SHOWN: Final = 50
 
 def print_column(name: str, column: dict[str, Any], shards: int) -> None:
     table = facts_table(f"Column {name}")
-    table.add_row("target", f"{column['tokens']} tokens x {column['width']}, {human_bytes(column['row_bytes'])} a row")
+    size = human_bytes(column["row_bytes"])
+    if name == "clips":
+        side = column["width"]
+        table.add_row("clip", f"{column['tokens']} frames of {side} x {side} px, {size} a row on average")
+    else:
+        table.add_row("target", f"{column['tokens']} tokens x {column['width']}, {size} a row")
+    if found := column.get("psnr"):
+        table.add_row("PSNR", f"{found['mean']:.1f} dB, worst clip {found['worst']:.1f} dB")
     limit = column["max_relative_error"]
     table.add_row(
         "stored as",

@@ -25,6 +25,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
+from mvd_offline.extraction.clips import add_clips, clips_are_complete, stored_clip
 from mvd_offline.extraction.coding import CodedBatch, ColumnCoding
 from mvd_offline.extraction.columns import ColumnOptions, add_columns
 from mvd_offline.extraction.summary import ExtractSummary
@@ -37,7 +38,7 @@ from mvd_offline.models.teachers import Teacher, load_teacher
 from mvd_offline.progress import WorkProgress
 from mvd_offline.shards.claims import Claims
 from mvd_offline.shards.errors import IdentityError, NotSealedError
-from mvd_offline.shards.schema import STATUSES, ColumnSpec, Difference, all_differences, list_differences
+from mvd_offline.shards.schema import CLIPS, STATUSES, ColumnSpec, Difference, all_differences, list_differences
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.training.metrics import Stopwatch
 from mvd_offline.video.feed import FeedItem, RenderFeed
@@ -55,6 +56,7 @@ def extract(
     timeout_seconds: float,
     retry: Sequence[str] = (),
     options: ColumnOptions = NO_OPTIONS,
+    bake: bool = False,
     quiet: bool = False,
 ) -> ExtractSummary:
     """Fill the shards of a store that are not committed yet, and seal it when none is left.
@@ -63,12 +65,13 @@ def extract(
     other: each shard is made by the run that claims it first, and a run waits for what others are at work on.
 
     Args:
-        root: folder of the videos, when it is not the one remembered.
+        root: folder of the videos, when it is not the one remembered; not needed once all clips are baked.
         weights: teachers' weights by column, when they are not where they were at planning; columns that the store
             lacks are added to it.
         workers: decode processes of each launch process.
         timeout_seconds: a view that takes longer to decode is recorded as `timeout`.
         retry: statuses whose rows are tried again; the other rows of their shards stay as they are.
+        bake: add the column of baked clips, with the settings that recipes have by default; nothing where it is there.
         options: of columns that are added; its `max_relative_error` also holds for what this run writes elsewhere.
 
     Raises:
@@ -82,14 +85,16 @@ def extract(
     began = time.perf_counter()
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     store = open_store(store_dir, sealed=False)
-    root = resolve_root(store_dir, root)
+    if root is not None or retry or not clips_are_complete(store):
+        root = resolve_root(store_dir, root)
     given = {name: absolute_weights(path) for name, path in (weights or {}).items()}
     paths = {**read_local(store_dir).teachers, **given}
     added: list[str] = []
     if accelerator.is_main_process:
-        added = add_columns(store, given, options)
+        added = [*(add_clips(store) if bake else ()), *add_columns(store, given, options)]
         store.clean_temporary()
-        update_local(store_dir, lambda local: replace(local, videos_root=root.resolve(), teachers=paths))
+        videos = None if root is None else root.resolve()
+        update_local(store_dir, lambda local: replace(local, videos_root=videos or local.videos_root, teachers=paths))
     accelerator.wait_for_everyone()
     store = open_store(store_dir, sealed=False)  # once more: with the columns that were added
     summary = ExtractSummary(
@@ -104,9 +109,9 @@ def extract(
     if listed:
         teachers = {
             name: load_column_teacher(store, name, paths, accelerator.device)
-            for name in sorted({column for _, columns in listed for column in columns})
+            for name in sorted({column for _, columns in listed for column in columns} - {CLIPS})
         }
-        work.only(teachers)
+        work.only({*teachers, CLIPS} & set(store.columns))
         with Timekeeper(store_dir, producer_of(accelerator.device)["device"], began) as keeper:
             job = _Job(store, work, teachers, root, workers, timeout_seconds, accelerator.device, summary, keeper)
             job.run(listed, accelerator.process_index, accelerator.num_processes, quiet=quiet)
@@ -117,7 +122,9 @@ def extract(
 
 
 def _bound(spec: ColumnSpec, options: ColumnOptions) -> float | None:
-    """What coding may cost a row of the column: the stricter of what the store and this run allow."""
+    """What coding may cost a row of the column: the stricter of what the store and this run allow; clips have none."""
+    if spec.name == CLIPS:
+        return None
     bounds = (spec.max_relative_error, options.max_relative_error)
     return min((bound for bound in bounds if bound is not None), default=None)
 
@@ -180,7 +187,8 @@ class _Job:
     store: Store
     work: ShardWork
     teachers: Mapping[str, Teacher]
-    root: Path
+    root: Path | None
+    """Of the videos; None where all clips are baked."""
     workers: int
     timeout_seconds: float
     device: torch.device
@@ -214,30 +222,41 @@ class _Job:
             return busy
         size = self.work.plan.section.image_size
         sizes = [size, *(teacher.image_size for teacher in self.teachers.values())]
+        clips, to_bake = self.store.header.columns.get(CLIPS), set[int]()
         ahead = self.workers + 2 * self.store.header.batch_rows
         with (
             RenderFeed(
-                self.root, sizes, workers=self.workers, timeout_seconds=self.timeout_seconds, ahead=ahead
+                self.root,
+                sizes,
+                workers=self.workers,
+                timeout_seconds=self.timeout_seconds,
+                ahead=ahead,
+                clips=clips,
+                stored=lambda view: None if view.view_id in to_bake else stored_clip(self.store, view),
             ) as feed,
             WriteBehind(self.store, self.summary, producer_of(self.device)) as writer,
         ):
             watch = Stopwatch(self.summary.seconds)
-            for task, items in self._decoded(feed, chain([first], tasks)):
+            for task, items in self._decoded(feed, chain([first], tasks), to_bake):
                 self._make(task, items, writer, watch, pace)
             watch.lap("waiting for decode")
         watch.lap("waiting for disk")
         return busy
 
-    def _decoded(self, feed: RenderFeed, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, Iterator[FeedItem]]]:
+    def _decoded(
+        self, feed: RenderFeed, tasks: Iterator[ShardTask], to_bake: set[int]
+    ) -> Iterator[tuple[ShardTask, Iterator[FeedItem]]]:
         """Each task, with the views that it wants rendered; they are to be used up before the next task is asked for.
 
-        A task is claimed when the feed, which runs ahead, reaches it.
+        A task is claimed when the feed, which runs ahead, reaches it; then `to_bake` takes the views whose clips it
+        wants.
         """
         claimed: deque[ShardTask] = deque()
 
         def views() -> Iterator[View]:
             for task in tasks:
                 claimed.append(task)
+                to_bake.update(task.wanted.get(CLIPS, ()))
                 yield from (self.work.plan[view_id] for view_id in sorted(task.rendered))
 
         items = feed.items(views())
@@ -256,11 +275,12 @@ class _Job:
             # A batch that somebody wants a row of is whole, as it was the first time; the other rows stay empty.
             batch = [next(items) if view in task.rendered else FeedItem(plan[view], None, None) for view in views]
             watch.lap("waiting for decode")
-            wanting = {c: self.teachers[c] for c, wanted in task.wanted.items() if not wanted.isdisjoint(views)}
+            wanting = [column for column, wanted in task.wanted.items() if not wanted.isdisjoint(views)]
             if wanting:
                 coded: dict[str, CodedBatch] = {}
-                for column, teacher in wanting.items():
-                    coded |= self._coded(batch, column, teacher)
+                for column in wanting:
+                    if column != CLIPS:
+                        coded |= self._coded(batch, column, self.teachers[column])
                 watch.lap("teachers")
                 writer.rows(task, batch, coded, plan.section.image_size)
                 watch.lap("waiting for disk")

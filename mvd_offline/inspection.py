@@ -16,7 +16,8 @@ from mvd_offline.errors import VideoError
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.local import resolve_root
 from mvd_offline.shards.errors import MissingRowError
-from mvd_offline.shards.schema import RowRecord
+from mvd_offline.shards.jpeg import psnr
+from mvd_offline.shards.schema import CLIPS, RowRecord
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.video.decode import decode
 from mvd_offline.video.render import crop_and_resize
@@ -55,7 +56,9 @@ def describe_row(store_dir: Path, view_id: int) -> dict[str, Any]:
             continue
         columns[name] = {"file": store.shard_path(name, view.shard).relative_to(store.root).as_posix()}
         columns[name] |= asdict(record)
-        if record.status == "ok":
+        if record.status == "ok" and name == CLIPS:
+            columns[name]["psnr"] = psnr(record.relative_error)
+        elif record.status == "ok":
             columns[name] |= _norms(_features(store, name, view_id))
     return {"view": asdict(view), "columns": columns}
 
@@ -147,7 +150,7 @@ def view_pictures(store: Store, plan: Plan, view_id: int, root: Path | None) -> 
     grid = TokenGrid(*store.header.grid)
     slices = np.unique(np.linspace(0, grid.t - 1, min(grid.t, MOST_SLICES)).round().astype(int)).tolist()
     front = [slice_ * plan.section.tubelet_size for slice_ in slices]
-    teachers = {name: _teacher_picture(store, name, view_id, grid) for name in store.columns}
+    teachers = {name: _teacher_picture(store, name, view_id, grid) for name in store.target_columns}
     pictures = ViewPictures(
         view, tuple(slices), teachers, frame_numbers=tuple(view.frame_indices[i] for i in front if view.frame_indices)
     )
@@ -165,6 +168,8 @@ def view_pictures(store: Store, plan: Plan, view_id: int, root: Path | None) -> 
         return replace(pictures, trouble=changed)
     size = plan.section.image_size
     rendered = crop_and_resize(decoded.frames, view.crop, size, size, flip=view.flip)
+    if CLIPS in store.columns and (record := _record(store, CLIPS, view_id)) and record.status == "ok":
+        rendered = store.read([view_id], [CLIPS])[CLIPS][0]
     recorded = {record.pixels for name in store.columns if (record := _record(store, name, view_id))} - {""}
     return replace(
         pictures,
@@ -256,7 +261,7 @@ def contact_sheet(store_dir: Path, view_id: int, root: Path | None = None) -> Im
         cells: list[Image.Image | None] = [None] * min(store.header.grid[0], MOST_SLICES)
         return _assemble(_heading(store, view), [], [([view.status, *_wrapped(view.detail)], cells)])
     pictures = view_pictures(store, plan, view_id, resolve_root(store_dir, root))
-    rows = [*_frame_rows(pictures), *(_teacher_row(pictures, name) for name in store.columns)]
+    rows = [*_frame_rows(pictures), *(_teacher_row(pictures, name) for name in store.target_columns)]
     return _assemble(_heading(store, view), [f"frame {number}" for number in pictures.frame_numbers], rows)
 
 

@@ -18,6 +18,7 @@ from mvd_offline.recipe import DistillRecipe, StoreSection, TeacherName, ViewSec
 from mvd_offline.shards.codecs import CODECS, get_codec
 from mvd_offline.shards.schema import ColumnSpec, StoreHeader
 from mvd_offline.shards.store import Store, create_store
+from mvd_offline.video.baking import clips_column
 from mvd_offline.video.catalog import Catalog
 from mvd_offline.video.views import Plan
 
@@ -61,6 +62,8 @@ def plan_store(recipe: DistillRecipe, *, catalog_path: Path, store_dir: Path) ->
     columns = [
         column_of(recipe, name, teacher_for(section, recipe.view, name)) for name, section in recipe.teachers.items()
     ]
+    if (bake := recipe.store.bake) is not None:
+        columns.append(clips_column(recipe.view.frames, recipe.view.image_size, bake.codec, recipe.store.container))
     weights = {recipe.column(name): absolute_weights(section.weights) for name, section in recipe.teachers.items()}
     return make_store(store_dir, catalog, recipe.view, recipe.store, columns, weights)
 

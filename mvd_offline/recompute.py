@@ -20,9 +20,10 @@ from mvd_offline.local import read_local, resolve_root
 from mvd_offline.models.teachers import Teacher
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.errors import MissingRowError
-from mvd_offline.shards.schema import list_differences
+from mvd_offline.shards.schema import CLIPS, list_differences
 from mvd_offline.shards.statistics import quantiles, spread_rows
 from mvd_offline.shards.store import Store, open_store
+from mvd_offline.video.baking import baked_clips
 from mvd_offline.video.feed import FeedItem
 from mvd_offline.video.views import Plan, View, pixel_hash, render_sizes
 
@@ -76,6 +77,8 @@ def recompute(
 ) -> RecomputeReport:
     """Render some views again, run the teachers exactly as extraction did, and compare with what is stored.
 
+    Clips that the store keeps are taken from there.
+
     Views are spread evenly over those that have a target in every column, and run in the batches that extraction
     formed; every row of those batches is compared.
 
@@ -118,7 +121,8 @@ class _Teachers:
         self.findings: list[str] = []
         self.usable: dict[str, Teacher] = {}
         self._others: set[str] = set()
-        for name, spec in store.header.columns.items():
+        for name in store.target_columns:
+            spec = store.header.columns[name]
             try:
                 teacher, differences = find_column_teacher(store, name, paths)
             except CheckpointError as error:
@@ -272,6 +276,8 @@ def _render_again(store: Store, view: View, root: Path, sizes: list[int]) -> Fee
     if not all(store.status(name).ok[view.view_id] for name in store.columns):
         return FeedItem(view, None, None)
     size = int(store.header.view["image_size"])
+    if CLIPS in store.columns:
+        return FeedItem(view, baked_clips(store, [view.view_id], sizes)[0], None)
     try:
         return FeedItem(view, render_sizes(view, root, tuple(dict.fromkeys((size, *sizes)))), None)
     except VideoError as error:

@@ -27,6 +27,8 @@ from mvd_offline.shards.export import (
     source_digests,
 )
 from mvd_offline.shards.exportfolder import ExportFolder
+from mvd_offline.shards.jpeg import split_frames
+from mvd_offline.shards.schema import CLIPS
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.video.feed import FeedItem, RenderFeed
 from mvd_offline.video.views import Plan, View, pixel_hash
@@ -69,11 +71,12 @@ def export_webdataset(
         MvdError: the video of a view that has targets cannot be read any more.
     """
     store = open_store(store_dir, columns=columns)
-    names, plan = store.checked_columns(columns), Plan.read(store.plan_path)
+    # Baked clips are the frames themselves.
+    names, plan = store.checked_columns(columns or store.target_columns), Plan.read(store.plan_path)
     if frames == "npy" and "frames" in names:
         raise UsageError("a column is called frames, as the array of a view's frames would be: give --frames jpg.")
     require_outside(store, out)
-    videos = None if frames == "none" else resolve_root(store_dir, root)
+    videos = None if frames == "none" or CLIPS in store.columns else resolve_root(store_dir, root)
     rendering = {"frames": frames, "image_size": plan.section.image_size, "classes": list(plan.classes)}
     folder = ExportFolder(out, export_identity(store, "webdataset", names, rendering=rendering))
     shards = [_Shard.of(store, names, shard) for shard in range(store.shard_count)]
@@ -150,13 +153,23 @@ class _Samples:
         files: dict[str, list[Buffer]] = {"view.json": [_json(self._describe(item.view))]}
         for name in self._columns:
             files[f"{name}.npy"] = _npy(self._store.read([item.view.view_id], [name])[name][0])
-        if self._frames != "none":
+        if self._frames == "jpg" and CLIPS in self._store.columns:
+            files |= _numbered(self._baked_frames(item.view.view_id))
+        elif self._frames != "none":
             files |= _frame_files(self._pixels(item), self._frames)
         return (tar_member(f"{item.view.view_id:09d}.{name}", *files[name]) for name in sorted(files))
+
+    def _baked_frames(self, view_id: int) -> list[Buffer]:
+        """The very files that the store keeps."""
+        (payload,) = self._store.read_payloads(CLIPS, [view_id])
+        return list(split_frames(payload, self._store.header.columns[CLIPS].tokens))
 
     def _pixels(self, item: FeedItem) -> Pixels:
         """The view's frames, checked to be those that the teachers saw."""
         view = item.view
+        if CLIPS in self._store.columns:
+            clip: Pixels = self._store.read([view.view_id], [CLIPS])[CLIPS][0]
+            return clip
         if item.renderings is None:
             raise MvdError(
                 f"view {view.view_id} has targets, but cannot be rendered any more: {item.error}. Restore the video, "
@@ -195,8 +208,12 @@ class _Samples:
 def _frame_files(pixels: Pixels, frames: Frames) -> dict[str, list[Buffer]]:
     if frames == "npy":
         return {"frames.npy": _npy(pixels)}
-    digits = max(2, len(str(len(pixels) - 1)))
-    return {f"frame{number:0{digits}d}.jpg": [_jpeg(frame)] for number, frame in enumerate(pixels)}
+    return _numbered([_jpeg(frame) for frame in pixels])
+
+
+def _numbered(frames: Sequence[Buffer]) -> dict[str, list[Buffer]]:
+    digits = max(2, len(str(len(frames) - 1)))
+    return {f"frame{number:0{digits}d}.jpg": [frame] for number, frame in enumerate(frames)}
 
 
 def _jpeg(frame: Pixels) -> bytes:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.shards.errors import CodecError
+from mvd_offline.shards.jpeg import JpegCodec
 
 if sys.byteorder != "little":
     raise ImportError("mvd_offline.shards stores little-endian values and runs on little-endian machines only")
@@ -39,8 +40,26 @@ INT8_EXPONENTS: Final = (-126, 126)
 """Exponents whose power of two, and its inverse, are normal binary32."""
 
 
+class Packing(Protocol):
+    """How coded arrays become payloads of a length of their own, and back."""
+
+    def pack(self, values: NDArray[Any]) -> bytes:
+        """The payload of one row; what is stored is what it unpacks to."""
+        ...
+
+    def unpack(self, payload: memoryview, out: NDArray[Any]) -> None:
+        """Fill a coded array, of the codec's dtype and shape; raises CodecError for what is no payload of its own."""
+        ...
+
+
 class Codec(Protocol):
-    """One way of storing features. Stateless; a payload is read straight into an array of `dtype` and `shape`."""
+    """One way of storing a row. Stateless; a payload is read straight into an array of `dtype` and `shape`, unless
+    there is a `packing`."""
+
+    @property
+    def packing(self) -> Packing | None:
+        """None where a payload is the coded array as it lies in memory."""
+        ...
 
     @property
     def name(self) -> str: ...
@@ -60,12 +79,12 @@ class Codec(Protocol):
         """Rows of a coded array after those of its tokens; needed to decode any token."""
         ...
 
-    def shape(self, tokens: int, width: int) -> tuple[int, int]:
+    def shape(self, tokens: int, width: int) -> tuple[int, ...]:
         """Of a coded array."""
         ...
 
     def nbytes(self, tokens: int, width: int) -> int:
-        """Bytes of one payload."""
+        """Bytes of a coded array, which without a packing is the payload."""
         ...
 
     def encode(self, features: NDArray[Any]) -> NDArray[Any]:
@@ -85,6 +104,7 @@ class _ArrayCodec:
     """Values of one dtype, stored as they lie in memory."""
 
     extra_rows = 0
+    packing: Packing | None = None
 
     def __init__(self, name: str, dtype: str, fill_value: str | int, exponent: int) -> None:
         """`exponent` is the mask of the exponent's bits: all of them set means infinite or NaN."""
@@ -145,6 +165,7 @@ class _Int8:
     dtype: np.dtype[Any] = np.dtype(np.int8)
     fill_value = -128
     extra_rows = 1
+    packing: Packing | None = None
 
     def shape(self, tokens: int, width: int) -> tuple[int, int]:
         return tokens + self.extra_rows, width + INT8_SCALE_BYTES
@@ -218,14 +239,16 @@ CODECS: Final[dict[str, Codec]] = {
     "bfloat16": _BFloat16("bfloat16", "<u2", BFLOAT16_NAN, 0x7F80),
     "int8": _Int8(),
 }
+"""Those of features; codecs of clips are named by their settings (see `jpeg`)."""
 
 
 def get_codec(name: str) -> Codec:
     """The codec of that name; an unknown one is an error that lists the known."""
-    try:
+    if name in CODECS:
         return CODECS[name]
-    except KeyError:
-        raise CodecError(f"codec {name!r} is unknown; known: {', '.join(CODECS)}") from None
+    if (clips := JpegCodec.named(name)) is not None:
+        return clips
+    raise CodecError(f"codec {name!r} is unknown; known: {', '.join(CODECS)}, and jpeg-95-444 for clips")
 
 
 # ---- what coding costs -------------------------------------------------------------------------------------------

@@ -24,6 +24,10 @@ from mvd_offline.shards.schema import ColumnSpec, RowRecord, StoreHeader, canoni
 Buffer: TypeAlias = "bytes | memoryview"
 
 _MISSING: Final = 2**64 - 1
+_VLEN_BYTES: Final = struct.Struct("<II")
+"""What stands before a value in a chunk of `vlen-bytes`: the number of values, one, and its length."""
+_NPY_HEADER_BYTES: Final = 128
+"""Of a one-dimensional array of fewer than 10^60 bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ class ShardLayout:
     column: ColumnSpec
     shard: int
     rows_per_shard: int
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether payloads have lengths of their own."""
+        return get_codec(self.column.codec).packing is not None
 
     def slot(self, view_id: int) -> int:
         """Position of a view in its shard."""
@@ -116,15 +125,30 @@ class ZarrContainer:
         index = tail[:index_bytes]
         if len(tail) != index_bytes + 4 or struct.unpack("<I", tail[index_bytes:])[0] != google_crc32c.value(index):
             raise CorruptionError("the shard index at the end of the file is damaged")
+        packed = layout.is_packed
+        least = 4 + (_VLEN_BYTES.size if packed else 0)
         found: dict[int, tuple[int, int, int]] = {}
         for slot, (offset, nbytes) in enumerate(struct.iter_unpack("<QQ", index)):
             if (offset, nbytes) == (_MISSING, _MISSING):
                 continue
-            if nbytes < 4 or offset + nbytes > start:
+            if nbytes < least or offset + nbytes > start:
                 raise CorruptionError(f"the shard index places slot {slot} outside the file")
+            if packed:
+                found[layout.view_id(slot)] = _vlen_payload(read_at(offset, nbytes), offset, slot)
+                continue
             stored = struct.unpack("<I", read_at(offset + nbytes - 4, 4))[0]
             found[layout.view_id(slot)] = (offset, nbytes - 4, stored)
         return found
+
+
+def _vlen_payload(chunk: bytes, offset: int, slot: int) -> tuple[int, int, int]:
+    """(offset, length, crc32c) of the one value of a `vlen-bytes` chunk, whose own checksum covers its header too."""
+    content, payload = chunk[:-4], chunk[_VLEN_BYTES.size : -4]
+    if struct.unpack("<I", chunk[-4:])[0] != google_crc32c.value(content):
+        raise CorruptionError(f"the chunk of slot {slot} does not match its checksum")
+    if _VLEN_BYTES.unpack_from(chunk) != (1, len(payload)):
+        raise CorruptionError(f"the chunk of slot {slot} holds something else than one value")
+    return offset + _VLEN_BYTES.size, len(payload), google_crc32c.value(payload)
 
 
 class _ZarrShardWriter:
@@ -135,12 +159,17 @@ class _ZarrShardWriter:
         self._position = 0
 
     def add(self, row: RowRecord, payload: Buffer) -> int:
-        offset = self._position
+        head = _VLEN_BYTES.pack(1, row.length) if self._layout.is_packed else b""
+        checksum = (
+            google_crc32c.extend(google_crc32c.value(head), np.frombuffer(payload, np.uint8)) if head else row.crc32c
+        )
+        nbytes = len(head) + row.length + 4
+        self._sink.write(head)
         self._sink.write(payload)
-        self._sink.write(struct.pack("<I", row.crc32c))
-        self._entries[self._layout.slot(row.view_id)] = (offset, row.length + 4)
-        self._position += row.length + 4
-        return offset
+        self._sink.write(struct.pack("<I", checksum))
+        self._entries[self._layout.slot(row.view_id)] = (self._position, nbytes)
+        self._position += nbytes
+        return self._position - 4 - row.length
 
     def fail(self, row: RowRecord) -> None:
         """A slot that was never set says so."""
@@ -156,29 +185,32 @@ _NOTES: Final = {
         "a row of each token: D integers and a float32 scale; the last row: D exponents; "
         "value = integer * scale of its token * 2 ** exponent of its channel"
     ),
+    "jpeg": "a value: the length of each frame as little-endian uint32, then the frames, a JPEG each",
 }
 
 
 def _array_metadata(header: StoreHeader, column: ColumnSpec) -> dict[str, Any]:
     codec = get_codec(column.codec)
-    shape = codec.shape(column.tokens, column.width)
+    packed = codec.packing is not None
+    # A packed payload is one value of as many bytes as it has.
+    shape = (1, 1) if packed else codec.shape(column.tokens, column.width)
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     checksum = {"name": "crc32c"}
     sharding = {
         "chunk_shape": [1, *shape],
-        "codecs": [little, checksum],
+        "codecs": [{"name": "vlen-bytes"} if packed else little, checksum],
         "index_codecs": [little, checksum],
         "index_location": "end",
     }
     attributes = {"store_id": header.store_id, "column": column.name, "column_id": column.column_id}
     attributes["codec"] = column.codec
-    if column.codec in _NOTES:
-        attributes["note"] = _NOTES[column.codec]
+    if note := _NOTES.get(column.codec.partition("-")[0]):
+        attributes["note"] = note
     return {
         "zarr_format": 3,
         "node_type": "array",
         "shape": [header.rows, *shape],
-        "data_type": codec.dtype.name,
+        "data_type": "variable_length_bytes" if packed else codec.dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [header.rows_per_shard, *shape]}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
         "fill_value": codec.fill_value,
@@ -209,14 +241,13 @@ class TarContainer:
     def locate(self, read_at: ReadAt, size: int, layout: ShardLayout) -> dict[int, tuple[int, int, int]]:
         records: dict[int, dict[str, Any]] = {}
         payloads: dict[int, tuple[int, int]] = {}
-        header = _npy_header(layout.column)
         for name, start, length in _tar_members(read_at, size):
             key, _, extension = name.partition(".")
             if not key.isdigit() or extension not in ("json", f"{layout.column.name}.npy"):
                 raise CorruptionError(f"the member {name!r} has no place in this shard")
             if extension == "json":
                 records[int(key)] = _json_object(read_at(start, length), name)
-            elif read_at(start, len(header)) == header:
+            elif read_at(start, len(header := _npy_header(layout, length))) == header:
                 payloads[int(key)] = (start + len(header), length - len(header))
             else:
                 raise CorruptionError(f"the npy header of {name} is damaged")
@@ -228,7 +259,7 @@ class TarContainer:
 class _TarShardWriter:
     def __init__(self, sink: Sink, layout: ShardLayout) -> None:
         self._sink = sink
-        self._column = layout.column
+        self._layout, self._column = layout, layout.column
         self._position = 0
 
     def add(self, row: RowRecord, payload: Buffer) -> int:
@@ -238,7 +269,7 @@ class _TarShardWriter:
             if name == record:
                 self._member(name, self._record(row))
             else:
-                header = _npy_header(self._column)
+                header = _npy_header(self._layout, _NPY_HEADER_BYTES + row.length)
                 offset = self._position + tarfile.BLOCKSIZE + len(header)
                 self._member(name, header, payload)
         return offset
@@ -282,7 +313,11 @@ def npy_header(dtype: np.dtype[Any], shape: Sequence[int]) -> bytes:
     return sink.getvalue()
 
 
-def _npy_header(column: ColumnSpec) -> bytes:
+def _npy_header(layout: ShardLayout, member_bytes: int) -> bytes:
+    """Of a row's array: the coded array, or the bytes of a packed payload in a file of `member_bytes`."""
+    column = layout.column
+    if layout.is_packed:
+        return npy_header(np.dtype(np.uint8), (max(member_bytes - _NPY_HEADER_BYTES, 0),))
     codec = get_codec(column.codec)
     return npy_header(codec.dtype, codec.shape(column.tokens, column.width))
 

@@ -10,7 +10,7 @@ from mvd_offline.shards import atomic
 from mvd_offline.shards.claims import Claims, store_lock
 from mvd_offline.shards.creation import read_header, remove_column_files
 from mvd_offline.shards.errors import CommitError, MissingRowError
-from mvd_offline.shards.schema import COLUMN_NAME, RESERVED_NAMES
+from mvd_offline.shards.schema import CLIPS, COLUMN_NAME, RESERVED_NAMES
 from mvd_offline.shards.sealing import write_index
 from mvd_offline.shards.store import Store
 
@@ -53,6 +53,11 @@ def _forget(root: Path, name: str, records: Path) -> None:
     if len(header.columns) == 1:
         raise CommitError(
             f"{root}: {name} is the only column, and a store has at least one. Remove the folder to be rid of all."
+        )
+    if name == CLIPS:
+        raise CommitError(
+            f"{root}: the other columns' teachers saw these clips, and not quite what the videos render to. Drop their "
+            "columns first, or keep the clips."
         )
     rest = {key: spec for key, spec in header.columns.items() if key != name}
     atomic.publish_bytes(root / "store.json", replace(header, columns=rest).to_bytes())

@@ -24,6 +24,7 @@ from mvd_offline.shards.creation import LOCAL_FILE, read_file, read_header
 from mvd_offline.shards.errors import CorruptionError, IdentityError
 from mvd_offline.shards.exportfolder import EXPORT_FILE, ExportFolder
 from mvd_offline.shards.schema import (
+    CLIPS,
     SCHEMA_VERSION,
     ColumnSpec,
     CommitRecord,
@@ -110,7 +111,8 @@ def export_npy(
 ) -> ExportSummary:
     """Write `<column>/NNNNNN.npy`: the decoded targets (rows, N, D) of a shard's rows that have one, by ascending view.
 
-    float16 targets stay float16, all others become float32: what `Store.read` gives. `<column>/NNNNNN.json` beside it
+    float16 targets stay float16, all others become float32, and clips are uint8 (rows, T, S, S, 3): what `Store.read`
+    gives. `<column>/NNNNNN.json` beside it
     names the views in the array's order (`view_ids`), and every view of the shard with its status (`rows`).
     `plan.parquet` says what the views are. Arguments and errors as of `export_store`.
     """
@@ -236,11 +238,10 @@ def _require_replaceable(target: Store, column: str, shard: int) -> None:
 
 def _copy_shard(source: Store, target: Store, record: CommitRecord) -> None:
     with target.write_shard(record.column, record.shard, producer=record.producer, replace=True) as writer:
-        payload: NDArray[Any] | None = None
         for row in record.rows:
             if row.status == "ok":
-                payload = source.read_coded(record.column, [row.view_id], out=payload)
-                writer.keep(row, payload.reshape(-1).view(np.uint8).data)
+                (payload,) = source.read_payloads(record.column, [row.view_id])
+                writer.keep(row, payload)
             else:
                 writer.fail(row.view_id, row.status, row.detail)
 
@@ -264,11 +265,15 @@ def _npy_facts(spec: ColumnSpec, record: CommitRecord) -> dict[str, Any]:
         "column_id": record.column_id,
         "shard": record.shard,
         "producer": dict(record.producer),
-        "dtype": "float16" if spec.codec == "float16" else "float32",
-        "shape": [len(views), spec.tokens, spec.width],
+        "dtype": "uint8" if spec.name == CLIPS else "float16" if spec.codec == "float16" else "float32",
+        "shape": [len(views), *_row_shape(spec)],
         "view_ids": views,
         "rows": rows,
     }
+
+
+def _row_shape(spec: ColumnSpec) -> tuple[int, ...]:
+    return (spec.tokens, spec.width, spec.width, 3) if spec.name == CLIPS else (spec.tokens, spec.width)
 
 
 def _npy_parts(source: Store, column: str, facts: dict[str, Any]) -> Iterable[memoryview | bytes]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mvd_offline.shards.errors import MissingRowError
 from mvd_offline.shards.index import NO_ROW
-from mvd_offline.shards.schema import STATUSES, CommitRecord
-from mvd_offline.shards.statistics import FeatureStatistics, coding_summary, spread_rows
+from mvd_offline.shards.schema import CLIPS, STATUSES, CommitRecord
+from mvd_offline.shards.statistics import FeatureStatistics, coding_summary, psnr_summary, spread_rows
 from mvd_offline.shards.store import Store
 
 PENDING: Final = "pending"
@@ -41,6 +41,7 @@ def info(store: Store) -> dict[str, Any]:
             "rows": index.counts(),
             "indexed": store.is_indexed(name),
             "producers": producers(store, name),
+            **({"psnr": psnr_summary(index)} if name == CLIPS else {}),
             "source": dict(spec.source),
         }
     return {
@@ -172,6 +173,10 @@ def stats(store: Store, column: str, rows: int = 256, *, outliers: int = 10) -> 
         MissingRowError: the column has no target yet, or the store no such column.
     """
     spec = store.header.columns[store.checked_columns([column])[0]]
+    if column == CLIPS:
+        raise MissingRowError(
+            "column clips holds frames, not features; what baking cost is in `mvd-offline shards info`."
+        )
     ok = store.ok_rows([column])
     if len(ok) == 0:
         raise MissingRowError(f"column {column} has no target yet: run `mvd-offline extract {store.root}`.")

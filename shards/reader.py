@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.containers import get_container
-from mvd_offline.shards.errors import CorruptionError, IdentityError, StoreError, repair_shard
+from mvd_offline.shards.errors import CodecError, CorruptionError, IdentityError, StoreError, repair_shard
 from mvd_offline.shards.index import ColumnIndex
 from mvd_offline.shards.schema import CommitRecord, StoreHeader
 from mvd_offline.shards.shardfile import ShardFile
@@ -59,8 +59,16 @@ class RowReader:
         out = _checked_out(out, (len(view_ids), *column.shape), column)
         index.require_ok(view_ids)
         if len(view_ids):
-            self._fill(column, index, view_ids, out.reshape(len(view_ids), -1).view(np.uint8))
+            self._coded(column, index, view_ids, out)
         return out
+
+    def payloads(self, index: ColumnIndex, view_ids: NDArray[np.int64]) -> list[memoryview]:
+        """The bytes of each row as they are stored."""
+        column = self._columns(index.column)
+        index.require_ok(view_ids)
+        found = [np.empty(length, np.uint8) for length in index.length[view_ids].tolist()]
+        self._fill(column, index, view_ids, found)
+        return [payload.data for payload in found]
 
     def tokens(
         self,
@@ -78,22 +86,41 @@ class RowReader:
                 f"token_index holds {tokens.min()} to {tokens.max()}; "
                 f"column {column.name} has tokens 0 to {column.tokens - 1}"
             )
+        if len(column.shape) != 2:
+            raise IdentityError(f"column {column.name} holds clips, which have no tokens")
         most, (rows, width) = tokens.shape[1], column.shape
         out = _checked_out(out, (len(view_ids), most + rows - column.tokens, width), column)
         index.require_ok(view_ids)
         row = new_rows((1, rows, width), column.dtype)
-        payload = row.reshape(1, -1).view(np.uint8)
         for position, target in enumerate(out):
-            self._fill(column, index, view_ids[position : position + 1], payload)
+            self._coded(column, index, view_ids[position : position + 1], row)
             # The range was checked above; any other mode than the default avoids a copy of `target`.
             np.take(row[0], tokens[position], axis=0, out=target[:most], mode="clip")
             target[most:] = row[0, column.tokens :]
         return out
 
+    def _coded(self, column: _Column, index: ColumnIndex, view_ids: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Read the coded array of each view into its row of `out`."""
+        if column.packing is None:
+            self._fill(column, index, view_ids, out.reshape(len(view_ids), -1).view(np.uint8))
+            return
+        for view_id, payload, target in zip(view_ids.tolist(), self.payloads(index, view_ids), out, strict=True):
+            try:
+                column.packing.unpack(payload, target)
+            except CodecError as error:
+                shard = view_id // column.rows_per_shard
+                raise CorruptionError(
+                    f"column {column.name}, shard {shard}, row {view_id}: {error}. {repair_shard(self._root)}"
+                ) from None
+
     def _fill(
-        self, column: _Column, index: ColumnIndex, view_ids: NDArray[np.int64], payloads: NDArray[np.uint8]
+        self,
+        column: _Column,
+        index: ColumnIndex,
+        view_ids: NDArray[np.int64],
+        payloads: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
     ) -> None:
-        """Read the payload of each view into its row of `payloads`."""
+        """Read the payload of each view into its own of `payloads`."""
         facts = (
             view_ids // column.rows_per_shard,
             index.offset[view_ids],
@@ -158,7 +185,7 @@ class _Column:
     def __init__(self, root: Path, header: StoreHeader, name: str) -> None:
         spec = header.columns[name]
         codec = get_codec(spec.codec)
-        self.name, self.tokens, self.dtype = name, spec.tokens, codec.dtype
+        self.name, self.tokens, self.dtype, self.packing = name, spec.tokens, codec.dtype, codec.packing
         self.shape = codec.shape(spec.tokens, spec.width)
         self.rows_per_shard = header.rows_per_shard
         self._folder, self._container = f"{root}/{name}", get_container(spec.container)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from mvd_offline.shards.inspect import PENDING, file_size, info, rows_by_shard
-from mvd_offline.shards.schema import STATUSES
+from mvd_offline.shards.schema import CLIPS, STATUSES
 from mvd_offline.shards.statistics import OUTLIER_RATIO, FeatureStatistics, coding_summary, drawn_rows
 from mvd_offline.shards.store import Store
 
@@ -38,7 +38,7 @@ def report_numbers(
     Raises:
         CorruptionError: a row that was drawn does not match its checksum.
     """
-    chosen = {name: drawn_rows(store.ok_rows([name]), rows, seed) for name in store.columns}
+    chosen = {name: drawn_rows(store.ok_rows([name]), rows, seed) for name in store.target_columns}
     total, done = sum(map(len, chosen.values())), 0
     features: dict[str, Any] = {}
     for name, ids in chosen.items():
@@ -56,7 +56,7 @@ def report_numbers(
         "coverage": coverage(store),
         "failures": failure_groups(store),
         "sizes": {name: sizes(store, name) for name in store.columns},
-        "coding": {name: coding_summary(store.status(name)) for name in store.columns},
+        "coding": {name: coding_summary(store.status(name)) for name in store.target_columns},
         "features": features,
     }
 
@@ -130,18 +130,19 @@ def failure_groups(store: Store) -> dict[str, Any]:
 
 
 def sizes(store: Store, column: str) -> dict[str, Any]:
-    """Bytes of a column: payloads, files on disk, and what its rows would take in float16 and float32."""
-    spec, ok = store.header.columns[column], len(store.ok_rows([column]))
-    values = ok * spec.tokens * spec.width
+    """Bytes of a column: payloads, files on disk, and what targets would take in float16 and float32."""
+    spec, index = store.header.columns[column], store.status(column)
+    ok = int(index.ok.sum())
+    values = None if column == CLIPS else ok * spec.tokens * spec.width
     found = [file_size(store.shard_path(column, shard)) for shard in sorted(store.committed(column))]
     return {
         "rows": ok,
         "row_bytes": store.row_bytes(column),
-        "payload_bytes": ok * store.row_bytes(column),
+        "payload_bytes": int(index.length[index.ok].sum()),
         "file_bytes": sum(size or 0 for size in found),
         "files_gone": found.count(None),
-        "float16_bytes": 2 * values,
-        "float32_bytes": 4 * values,
+        "float16_bytes": None if values is None else 2 * values,
+        "float32_bytes": None if values is None else 4 * values,
     }
 
 

@@ -23,6 +23,9 @@ STATUSES: Final = ("ok", "unreadable", "too_short", "timeout", "missing")
 """What can become of a row; only `ok` has a payload."""
 
 COLUMN_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
+CLIPS: Final = "clips"
+"""The column of a store's baked clips: its tokens are frames, and its width is their side in pixels. All other columns
+hold targets."""
 QUARANTINE: Final = "quarantine"
 """Folder of a store for what `verify --repair` put aside; no part of the store."""
 RESERVED_NAMES: Final = frozenset({"commits", "index", "plan", "store", "local", QUARANTINE})

@@ -97,19 +97,38 @@ class ShardWriter:
                 f"column {column.name}, view {view_id}: coded features are {coded.dtype} {coded.shape}; "
                 f"codec {self._codec.name} has {self._codec.dtype} {shape}"
             )
+        packing = self._codec.packing
+        payload = np.ascontiguousarray(coded).reshape(-1).view(np.uint8).data
+        return self._add_payload(view_id, packing.pack(coded) if packing else payload, error, pixels, decoder)
+
+    def add_packed(self, view_id: int, payload: Buffer, error: CodingError, *, pixels: str, decoder: str) -> RowRecord:
+        """Store a row that was packed elsewhere; arguments and errors as of `add_coded`.
+
+        Raises:
+            CodecError: the codec does not pack, or this is no payload of its own.
+        """
+        self._expect(view_id)
+        column, packing = self._layout.column, self._codec.packing
+        if packing is None:
+            raise CodecError(f"column {column.name}: codec {self._codec.name} does not pack; give a coded array")
+        packing.unpack(memoryview(payload), np.empty(self._codec.shape(column.tokens, column.width), self._codec.dtype))
+        return self._add_payload(view_id, payload, error, pixels, decoder)
+
+    def _add_payload(self, view_id: int, payload: Buffer, error: CodingError, pixels: str, decoder: str) -> RowRecord:
         if not _is_pixel_hash(pixels):
-            raise CommitError(f"column {column.name}, view {view_id}: {pixels!r} is no 16-digit pixel hash")
-        payload = np.ascontiguousarray(coded).reshape(-1).view(np.uint8)
+            raise CommitError(
+                f"column {self._layout.column.name}, view {view_id}: {pixels!r} is no 16-digit pixel hash"
+            )
         row = RowRecord(
             view_id=view_id,
             status="ok",
-            length=payload.nbytes,
-            crc32c=google_crc32c.value(payload),
+            length=memoryview(payload).nbytes,
+            crc32c=google_crc32c.value(np.frombuffer(payload, np.uint8)),
             pixels=pixels,
             decoder=decoder,
             **vars(error),
         )
-        return self._append(row, payload.data)
+        return self._append(row, payload)
 
     def keep(self, row: RowRecord, payload: Buffer) -> None:
         """Store a row as it was: its record and payload from a shard that this one replaces."""
@@ -251,9 +270,16 @@ def _payload_problem(payload: bytes, row: RowRecord, layout: ShardLayout) -> str
     if google_crc32c.value(payload) != row.crc32c:
         return "the payload does not match its crc32c"
     codec, column = get_codec(layout.column.codec), layout.column
+    shape = codec.shape(column.tokens, column.width)
+    if codec.packing is not None:
+        try:
+            codec.packing.unpack(memoryview(payload), unpacked := np.empty(shape, codec.dtype))
+        except CodecError as error:
+            return str(error)
+        return None if codec.is_valid(unpacked) else "the payload holds values that are not finite"
     if len(payload) != codec.nbytes(column.tokens, column.width):
         return f"the payload has {len(payload)} bytes, a row has {codec.nbytes(column.tokens, column.width)}"
-    coded = np.frombuffer(payload, codec.dtype).reshape(codec.shape(column.tokens, column.width))
+    coded = np.frombuffer(payload, codec.dtype).reshape(shape)
     if not codec.is_valid(coded):
         return "the payload holds values that are not finite"
     return None

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.shards.index import ColumnIndex
+from mvd_offline.shards.jpeg import psnr
 
 QUANTILES: Final = {"min": 0.0, "p05": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 """Name and share of the values below it."""
@@ -134,3 +135,14 @@ def coding_summary(index: ColumnIndex) -> dict[str, Any] | None:
         "cosine": {"mean": float(cosine_mean.mean()), "min": float(cosine_min.min())},
         "max_abs_error": float(largest.max()),
     }
+
+
+def psnr_summary(index: ColumnIndex) -> dict[str, float] | None:
+    """PSNR in dB of a store's baked clips: of their mean square error, and of the worst clip.
+
+    None while there is no clip, or none that lost anything.
+    """
+    errors = index.coding["relative_error"][index.ok]
+    if not len(errors) or not errors.any():
+        return None
+    return {"mean": psnr(float(np.sqrt(np.square(errors).mean()))), "worst": psnr(float(errors.max()))}

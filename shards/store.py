@@ -45,7 +45,7 @@ from mvd_offline.shards.errors import (
 )
 from mvd_offline.shards.index import NO_ROW, ColumnIndex, build_table, column_index, read_table
 from mvd_offline.shards.reader import RowReader
-from mvd_offline.shards.schema import CommitRecord, RowRecord, SealRecord, StoreHeader, all_differences
+from mvd_offline.shards.schema import CLIPS, CommitRecord, RowRecord, SealRecord, StoreHeader, all_differences
 from mvd_offline.shards.sealing import settled_seal, write_index
 from mvd_offline.shards.shardfile import ShardWriter, check_file, forget_cached_pages
 from mvd_offline.shards.space import full_disk_explained
@@ -125,6 +125,11 @@ class Store:
         return tuple(self.header.columns)
 
     @property
+    def target_columns(self) -> tuple[str, ...]:
+        """The columns of teachers: all but the baked clips."""
+        return tuple(name for name in self.columns if name != CLIPS)
+
+    @property
     def shard_count(self) -> int:
         return self.header.shard_count
 
@@ -148,9 +153,13 @@ class Store:
         return self.view_ids[slice(*np.searchsorted(self.view_ids, (rows.start, rows.stop)))]
 
     def row_bytes(self, column: str) -> int:
-        """Bytes of one row's payload."""
+        """Bytes of one row's payload; their mean so far where rows are packed."""
         spec = self.header.columns[column]
-        return get_codec(spec.codec).nbytes(spec.tokens, spec.width)
+        codec = get_codec(spec.codec)
+        if codec.packing is None:
+            return codec.nbytes(spec.tokens, spec.width)
+        index = self.status(column)
+        return round(float(index.length[index.ok].mean())) if index.ok.any() else 0
 
     def layout(self, column: str, shard: int) -> ShardLayout:
         return ShardLayout(self.header.columns[column], shard, self.header.rows_per_shard)
@@ -384,7 +393,8 @@ class Store:
     def read(
         self, view_ids: Sequence[int] | NDArray[Any], columns: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Targets of these views, in this order: column to (len(view_ids), N, D), float16 or float32 by its codec.
+        """Targets of these views, in this order: column to (len(view_ids), N, D), float16 or float32 by its codec; of
+        column `clips` the pixels, uint8 (len(view_ids), T, S, S, 3).
 
         Raises:
             MissingRowError: a view has no target; never zeros instead.
@@ -409,6 +419,12 @@ class Store:
         (column,) = self.checked_columns([column])
         ids = _indices("view_ids", view_ids).reshape(-1)
         return self._reader.rows(self._ledger(column, ids), ids, out)
+
+    def read_payloads(self, column: str, view_ids: Sequence[int] | NDArray[Any]) -> list[memoryview]:
+        """The bytes of each view's row as they are stored, checked. Raises like `read`."""
+        (column,) = self.checked_columns([column])
+        ids = _indices("view_ids", view_ids).reshape(-1)
+        return self._reader.payloads(self._ledger(column, ids), ids)
 
     def read_tokens(
         self,

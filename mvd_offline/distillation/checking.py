@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvd_offline.recipe import DistillRecipe
-from mvd_offline.shards.schema import all_differences
+from mvd_offline.shards.schema import CLIPS, NOTHING, Difference, all_differences
 from mvd_offline.shards.store import Store
 from mvd_offline.targets import check_teachers
 
@@ -14,6 +14,15 @@ from mvd_offline.targets import check_teachers
 def present_columns(recipe: DistillRecipe, store: Store) -> list[str]:
     """The recipe's columns that the store has."""
     return [column for column in recipe.active_columns.values() if column in store.columns]
+
+
+def read_columns(recipe: DistillRecipe, store: Store) -> list[str]:
+    """What a run reads of a store: `present_columns`, and the baked clips."""
+    found = present_columns(recipe, store)
+    # Online targets need no finished store, and take the clips where they are.
+    if CLIPS in store.columns and (recipe.targets == "cached" or store.is_indexed(CLIPS)):
+        found.append(CLIPS)
+    return found
 
 
 def check_store(recipe: DistillRecipe, store: Store, *, free_views: bool = False) -> None:
@@ -28,7 +37,11 @@ def check_store(recipe: DistillRecipe, store: Store, *, free_views: bool = False
     view = all_differences(recipe.view.model_dump(mode="json"), store.header.view)
     free = ("seed", "groups") if free_views else ()
     differences = [found._replace(field=f"view.{found.field}") for found in view if found.field not in free]
-    wanted = recipe.store.model_dump(mode="json")
+    wanted = recipe.store.model_dump(mode="json", exclude={"bake"})
+    if recipe.store.bake is not None:
+        found = store.header.columns[CLIPS].codec if CLIPS in store.columns else NOTHING
+        if found != recipe.store.bake.codec:
+            differences.append(Difference("store.bake", recipe.store.bake.codec, found))
     names = present_columns(recipe, store)
     kept: dict[str, Any] = {}
     if recipe.targets == "online":

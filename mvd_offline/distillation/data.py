@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mvd_offline.distillation.checking import check_store, present_columns
+from mvd_offline.distillation.checking import check_store, read_columns
 from mvd_offline.distillation.following import Follow, FollowedSamples
 from mvd_offline.distillation.group_ledger import GroupLedger
 from mvd_offline.distillation.mixing import MixedSamples, MixedTargets, StoreShare
@@ -19,6 +19,7 @@ from mvd_offline.errors import UsageError
 from mvd_offline.local import resolve_root
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.errors import IdentityError, NotSealedError
+from mvd_offline.shards.schema import CLIPS
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.targets import CachedTargets, TargetSource, open_targets
 
@@ -31,8 +32,8 @@ class DistillData:
     rows: RunRows
 
     @classmethod
-    def of_store(cls, recipe: DistillRecipe, store: Store, root: Path) -> DistillData:
-        """All usable rows of one store; `root` is the folder of its videos."""
+    def of_store(cls, recipe: DistillRecipe, store: Store, root: Path | None) -> DistillData:
+        """All usable rows of one store; `root` is the folder of its videos, which baked clips make needless."""
         samples = StoreSamples(recipe, store)
         return cls(samples, RunRows([StoreRows.of_store(recipe, store, samples.plan, root)]))
 
@@ -46,7 +47,7 @@ def open_store_data(recipe: DistillRecipe, share: StoreShare, device: torch.devi
     store = _open_finished(recipe, share.folder)
     check_store(recipe, store)
     source = open_targets(recipe, store, device)
-    return DistillData.of_store(recipe, store, resolve_root(share.folder, share.root)), source
+    return DistillData.of_store(recipe, store, _root(recipe, store, share)), source
 
 
 def open_followed_data(
@@ -57,7 +58,7 @@ def open_followed_data(
     check_store(recipe, store)
     source = open_targets(recipe, store, device)
     samples = FollowedSamples(recipe, store, follow, GroupLedger(run), main=main)
-    rows = RunRows([StoreRows.of_store(recipe, store, samples.plan, resolve_root(share.folder, share.root))])
+    rows = RunRows([StoreRows.of_store(recipe, store, samples.plan, _root(recipe, store, share))])
     return samples, DistillData(samples, rows), source
 
 
@@ -82,7 +83,7 @@ def open_mixed_data(
     _check_codecs(recipe, stores)
     samples = [StoreSamples(recipe, store) for store in stores]
     rows = RunRows(
-        StoreRows.of_store(recipe, store, part.plan, resolve_root(share.folder, share.root))
+        StoreRows.of_store(recipe, store, part.plan, _root(recipe, store, share))
         for (store, share), part in zip(opened, samples, strict=True)
     )
     data = DistillData(MixedSamples(samples, [share.weight for _, share in opened], rows), rows)
@@ -91,12 +92,17 @@ def open_mixed_data(
     return data, MixedTargets([CachedTargets(store, recipe.active_columns) for store in stores], rows)
 
 
+def _root(recipe: DistillRecipe, store: Store, share: StoreShare) -> Path | None:
+    """Folder of a store's videos; None where its clips are baked."""
+    return None if CLIPS in read_columns(recipe, store) else resolve_root(share.folder, share.root)
+
+
 def _open_finished(recipe: DistillRecipe, folder: Path) -> Store:
     """The store; for cached targets sealed in the recipe's columns, whatever becomes of others meanwhile."""
     store = open_store(folder, sealed=False)
     if recipe.targets == "cached":
         try:
-            store.require_sealed(present_columns(recipe, store))
+            store.require_sealed(read_columns(recipe, store))
         except NotSealedError as error:
             raise NotSealedError(f"{error} To train while it is being filled, add --follow wait.") from None
     return store

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.distillation.agreement import from_main, of_all
-from mvd_offline.distillation.checking import present_columns
+from mvd_offline.distillation.checking import present_columns, read_columns
 from mvd_offline.distillation.group_ledger import GroupLedger
 from mvd_offline.distillation.growing import GrowingGroups
 from mvd_offline.distillation.patience import Patience, say
@@ -76,8 +76,8 @@ class FollowedSamples:
 
     def __init__(self, recipe: DistillRecipe, store: Store, follow: Follow, ledger: GroupLedger, *, main: bool) -> None:
         """`main`: whether this process, which alone uses the run's ledger, also speaks."""
-        columns = present_columns(recipe, store)
-        if not columns or recipe.targets == "online":
+        columns = read_columns(recipe, store)
+        if not present_columns(recipe, store) or recipe.targets == "online":
             raise UsageError(
                 "--follow waits for the targets of a store, and this recipe reads none (targets: online, or no "
                 "teacher): leave --follow out."

@@ -18,7 +18,7 @@ from mvd_offline.targets import TargetReader
 from mvd_offline.training.loop import Batch
 from mvd_offline.training.order import BatchRequest
 from mvd_offline.video.masking import draw_decoded, draw_mask
-from mvd_offline.video.views import View, pixel_hash, render_sizes
+from mvd_offline.video.views import View, pixel_hash
 
 
 @dataclass
@@ -66,7 +66,7 @@ class DistillReader:
         rendered = []
         for row in request.rows:
             view, part = self.rows[row]
-            rendered.append(render_sizes(view, part.root, sizes))
+            rendered.append(part.pixels(view, sizes))
             if part.checked and self._is_checked(request, row):
                 own = rendered[-1][self.image_size]
                 _check(view, part, own.pixels, own.decoder)

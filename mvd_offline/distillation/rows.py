@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mvd_offline.distillation.checking import present_columns
+from mvd_offline.distillation.checking import read_columns
 from mvd_offline.recipe import DistillRecipe
+from mvd_offline.shards.schema import CLIPS
 from mvd_offline.shards.store import Store
-from mvd_offline.video.views import Plan, View
+from mvd_offline.video.baking import baked_clips
+from mvd_offline.video.views import Plan, Rendered, View, render_sizes
 
 
 @dataclass(frozen=True)
@@ -21,16 +23,27 @@ class StoreRows:
 
     store: Store
     plan: Plan
-    root: Path
+    root: Path | None
+    """Of the videos; None where the store has the clips."""
     checked: tuple[str, ...]
     """Columns whose recorded pixels must be those that are rendered."""
 
     @classmethod
-    def of_store(cls, recipe: DistillRecipe, store: Store, plan: Plan, root: Path) -> StoreRows:
-        columns = present_columns(recipe, store)
+    def of_store(cls, recipe: DistillRecipe, store: Store, plan: Plan, root: Path | None) -> StoreRows:
+        columns = read_columns(recipe, store)
         # Online targets need no finished store; pixels that nobody hashed cannot be compared.
         checked = columns if recipe.targets == "cached" else filter(store.is_indexed, columns)
-        return cls(store, plan, root, tuple(checked))
+        return cls(store, plan, None if CLIPS in columns else root, tuple(checked))
+
+    def pixels(self, view: View, sizes: Sequence[int]) -> dict[int, Rendered]:
+        """What the teachers saw of a view, at each size.
+
+        Raises:
+            VideoError: the video cannot be read. CorruptionError: the stored clip is damaged.
+        """
+        if self.root is None:
+            return baked_clips(self.store, [view.view_id], sizes)[0]
+        return render_sizes(view, self.root, sizes)
 
 
 class RunRows:

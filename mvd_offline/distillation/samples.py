@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mvd_offline.distillation.checking import present_columns
+from mvd_offline.distillation.checking import read_columns
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.store import Store
 from mvd_offline.training.order import epoch_order
@@ -50,7 +50,7 @@ class StoreSamples:
 
     def _usable_rows(self) -> NDArray[np.bool_]:
         """For each row of the store's table, whether a student can learn from it."""
-        columns = present_columns(self._recipe, self._store)
+        columns = read_columns(self._recipe, self._store)
         if columns and all(map(self._store.is_indexed, columns)):
             rows = self._store.ok_rows(columns)
         else:
@@ -62,7 +62,7 @@ class StoreSamples:
 
 def store_names(recipe: DistillRecipe, store: Store) -> dict[str, str]:
     """What names a store and the columns that a run reads of it, whatever became of its rows."""
-    columns = [store.header.columns[name] for name in present_columns(recipe, store)]
+    columns = [store.header.columns[name] for name in read_columns(recipe, store)]
     return {
         "plan_sha256": store.header.plan_sha256,
         "store_id": store.store_id,

@@ -93,14 +93,17 @@ class CodingWatch:
         self._spec, self._coding = spec, coding
         self._worst: tuple[RowRecord, Tensor] | None = None
 
-    def see(self, row: RowRecord, features: Tensor) -> None:
+    def see(self, row: RowRecord, features: Tensor | None) -> None:
+        """Take in a row; its features are needed where it may be refused."""
         coding = self._coding
         coding.rows += 1
         coding.sum_relative_error += row.relative_error
         if coding.worst_view is None or row.relative_error > coding.worst_relative_error:
             coding.worst_relative_error, coding.worst_view = row.relative_error, row.view_id
-        if coding.max_relative_error is not None and (
-            self._worst is None or row.relative_error > self._worst[0].relative_error
+        if (
+            coding.max_relative_error is not None
+            and features is not None
+            and (self._worst is None or row.relative_error > self._worst[0].relative_error)
         ):
             self._worst = row, features
 

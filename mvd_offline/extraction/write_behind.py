@@ -16,9 +16,11 @@ from mvd_offline.extraction.summary import ExtractSummary
 from mvd_offline.extraction.work import ShardTask
 from mvd_offline.shards.codecs import CodingError
 from mvd_offline.shards.errors import CorruptionError, repair_shard
-from mvd_offline.shards.schema import CommitRecord, RowRecord
+from mvd_offline.shards.jpeg import jpeg_version
+from mvd_offline.shards.schema import CLIPS, CommitRecord, RowRecord
 from mvd_offline.shards.shardfile import ShardFile
 from mvd_offline.shards.store import ShardWriter, Store
+from mvd_offline.video.baking import Baked
 from mvd_offline.video.feed import FeedItem
 from mvd_offline.video.views import Rendered, pixel_hash
 
@@ -88,7 +90,8 @@ class WriteBehind:
         self._pixels = PixelWatch(self._store, task.shard)
         for name, wanted in task.wanted.items():
             kept = task.kept.get(name)
-            producer = self._producer if kept is None else _both(kept.producer, self._producer)
+            mine = {"jpeg": jpeg_version()} if name == CLIPS else self._producer
+            producer = mine if kept is None else _both(kept.producer, mine)
             writer = self._open.enter_context(
                 self._store.write_shard(name, task.shard, producer=producer, replace=kept is not None)
             )
@@ -107,8 +110,13 @@ class WriteBehind:
             pixels = pixel_hash(rendered.pixels)
             self._pixels.see(item.view, wanting, pixels=pixels, decoder=rendered.decoder)
             for name, column in wanting.items():
-                row = column.add(view_id, *coded[name].row(slot), pixels=pixels, decoder=rendered.decoder)
-                self._watches[name].see(row, coded[name].features[slot])
+                if name == CLIPS:
+                    assert item.baked is not None
+                    row = column.add_clip(view_id, item.baked, pixels=pixels, decoder=rendered.decoder)
+                    self._watches[name].see(row, None)
+                else:
+                    row = column.add(view_id, *coded[name].row(slot), pixels=pixels, decoder=rendered.decoder)
+                    self._watches[name].see(row, coded[name].features[slot])
                 self._summary.bytes_written += row.length
             self._summary.rows["ok"] += 1
 
@@ -141,6 +149,10 @@ class _OpenShard:
     def add(self, view_id: int, coded: NDArray[Any], error: CodingError, *, pixels: str, decoder: str) -> RowRecord:
         self._keep_before(view_id)
         return self._writer.add_coded(view_id, coded, error, pixels=pixels, decoder=decoder)
+
+    def add_clip(self, view_id: int, baked: Baked, *, pixels: str, decoder: str) -> RowRecord:
+        self._keep_before(view_id)
+        return self._writer.add_packed(view_id, baked.payload, baked.error, pixels=pixels, decoder=decoder)
 
     def fail(self, view_id: int, status: str, reason: str) -> None:
         self._keep_before(view_id)

@@ -29,6 +29,7 @@ from mvd_offline.recipe.loading import (
 from mvd_offline.recipe.sections import (
     TEACHER_NAMES,
     Arch,
+    BakeSection,
     ClipGeometry,
     DecoderSection,
     DistillMaskSection,
@@ -59,6 +60,7 @@ __all__ = [
     "TEACHER_NAMES",
     "Arch",
     "AugmentSection",
+    "BakeSection",
     "ClassifierSection",
     "ClipGeometry",
     "ClipSection",

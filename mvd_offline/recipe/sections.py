@@ -109,6 +109,18 @@ class TeacherSection(Section):
     """
 
 
+class BakeSection(Section):
+    """Baked clips: each view's frames as JPEGs in the store, which the teachers see too."""
+
+    quality: Annotated[int, Field(ge=1, le=100)] = 95
+    subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:4:4"
+
+    @property
+    def codec(self) -> str:
+        """Its name in a store."""
+        return f"jpeg-{self.quality}-{self.subsampling.replace(':', '')}"
+
+
 class StoreSection(Section):
     """How targets are stored."""
 
@@ -120,6 +132,8 @@ class StoreSection(Section):
     """Views of one teacher batch. Part of the store's identity: it decides the last bits of the targets."""
     max_relative_error: Annotated[float, Field(gt=0.0)] | None = None
     """What coding may cost a row at most (relative L2); `extract` refuses a codec that misses it on the first shard."""
+    bake: BakeSection | None = None
+    """Keep the clips too: training then reads them instead of decoding videos."""
 
 
 # ---- models ------------------------------------------------------------------------------------------------------

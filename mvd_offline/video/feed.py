@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 from mvd_offline.errors import VideoError
+from mvd_offline.shards.schema import ColumnSpec
+from mvd_offline.video.baking import Baked, render_baked, unpack_clip
 from mvd_offline.video.views import Rendered, View, render_sizes
 from mvd_offline.video.workers import DecodePool
 
@@ -21,18 +24,46 @@ class FeedItem:
     view: View
     renderings: dict[int, Rendered] | None
     error: VideoError | None
+    baked: Baked | None = None
+    """What the store keeps of the clip, where it was baked just now; the renderings are of that."""
+
+
+@dataclass(frozen=True)
+class StoredClip:
+    """A row of column `clips`, and who decoded the video when it was baked."""
+
+    payload: memoryview
+    decoder: str
+
+
+_Made: TypeAlias = tuple[dict[int, Rendered], Baked | None] | VideoError
 
 
 class RenderFeed:
     """Renders views in `workers` processes, at most `ahead` views before they are asked for.
 
+    Args:
+        root: folder of the videos; None where every view is a stored clip.
+        clips: the store's column of baked clips; None where it has none.
+        stored: gives the stored clip of a view that is not to be baked again: then no video is decoded.
+
     A video that takes longer than `timeout_seconds`, or whose decoder takes its process down, becomes an error of
     that view; the process is replaced and the feed goes on. Renderings come back in the order asked for.
     """
 
-    def __init__(self, root: Path, sizes: Iterable[int], *, workers: int, timeout_seconds: float, ahead: int) -> None:
+    def __init__(
+        self,
+        root: Path | None,
+        sizes: Iterable[int],
+        *,
+        workers: int,
+        timeout_seconds: float,
+        ahead: int,
+        clips: ColumnSpec | None = None,
+        stored: Callable[[View], StoredClip | VideoError | None] = lambda view: None,
+    ) -> None:
         self._root, self._sizes = root, tuple(dict.fromkeys(sizes))
-        self._ahead = ahead
+        self._ahead, self._clips, self._stored = ahead, clips, stored
         self._pool = DecodePool(workers, timeout_seconds)
 
     def __enter__(self) -> RenderFeed:
@@ -45,7 +76,7 @@ class RenderFeed:
         self._pool.__exit__(kind, error, trace)
 
     def items(self, views: Iterable[View]) -> Iterator[FeedItem]:
-        waiting: deque[tuple[View, Future[dict[int, Rendered] | VideoError] | None]] = deque()
+        waiting: deque[tuple[View, Future[_Made] | VideoError]] = deque()
         upcoming = iter(views)
         exhausted = False
         while True:
@@ -59,25 +90,38 @@ class RenderFeed:
                 return
             yield self._collect(*waiting.popleft())
 
-    def _submit(self, view: View) -> Future[dict[int, Rendered] | VideoError] | None:
+    def _submit(self, view: View) -> Future[_Made] | VideoError:
         if view.status != "ok":
-            return None
-        return self._pool.submit(_render, view, self._root, self._sizes)
+            return VideoError(view.path, view.detail, status=view.status)
+        stored = self._stored(view)
+        if isinstance(stored, VideoError):
+            return stored
+        if stored is not None:
+            assert self._clips is not None
+            # Bytes: a memoryview does not travel to another process.
+            return self._pool.submit(_unpack, bytes(stored.payload), self._clips, self._sizes, stored.decoder)
+        assert self._root is not None
+        return self._pool.submit(_render, view, self._root, self._sizes, self._clips)
 
-    def _collect(self, view: View, future: Future[dict[int, Rendered] | VideoError] | None) -> FeedItem:
-        if future is None:
-            return FeedItem(view, None, VideoError(view.path, view.detail, status=view.status))
+    def _collect(self, view: View, made: Future[_Made] | VideoError) -> FeedItem:
         try:
-            result = self._pool.result(future, view.path)
+            result = made if isinstance(made, VideoError) else self._pool.result(made, view.path)
         except VideoError as error:
             result = error
         if isinstance(result, VideoError):
             return FeedItem(view, None, result)
-        return FeedItem(view, result, None)
+        renderings, baked = result
+        return FeedItem(view, renderings, None, baked)
 
 
-def _render(view: View, root: Path, sizes: tuple[int, ...]) -> dict[int, Rendered] | VideoError:
+def _render(view: View, root: Path, sizes: tuple[int, ...], clips: ColumnSpec | None) -> _Made:
     try:
-        return render_sizes(view, root, sizes)
+        if clips is not None:
+            return render_baked(view, root, clips.width, sizes, clips.codec)
+        return render_sizes(view, root, sizes), None
     except VideoError as error:
         return error
+
+
+def _unpack(payload: bytes, clips: ColumnSpec, sizes: tuple[int, ...], decoder: str) -> _Made:
+    return unpack_clip(memoryview(payload), clips, sizes, decoder), None
