@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mvd_offline.cli.bench_clips import clips
 from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
@@ -223,3 +224,6 @@ def _add_reading(table: Table, reading: Reading, *, first: bool) -> None:
         *(f"{value:.2f}" for value in (speed.low, speed.median, speed.high)),
         *(f"{100 * value:.0f} %" for value in (share.low, share.median, share.high)),
     )
+
+
+app.command()(clips)

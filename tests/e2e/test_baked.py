@@ -193,6 +193,17 @@ def test_a_view_is_shown_recomputed_and_reported_without_videos(baked: Path, tmp
     assert main(["shards", "info", str(store)]) == 0
 
 
+def test_loading_is_timed_from_videos_and_from_the_store(
+    baked: Path, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "clips", str(baked / "store"), "--views", "3", "--rounds", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["views"], found["rounds"], found["codec"], found["clip"]) == (3, 2, "jpeg-90-444", "4 x 32 x 32")
+    assert all(found[name]["low"] > 0 for name in ("rendered_ms", "baked_ms", "speedup", "psnr"))
+    assert main(["bench", "clips", str(made / "store")]) == 2
+    assert "has no baked clips" in capsys.readouterr().err
+
+
 def test_exported_frames_are_the_very_files_of_the_store(baked: Path, tmp_path: Path) -> None:
     store = without_videos(baked, tmp_path)
     assert (
