@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from torch import nn
 
-from mvd_offline.bench.measure import Spread, machine
+from mvd_offline.bench.measure import Spread, machine, wait_for
 from mvd_offline.distillation.data import DistillData
 from mvd_offline.distillation.task import DistillTask
 from mvd_offline.errors import UsageError
@@ -19,9 +19,11 @@ from mvd_offline.local import resolve_root
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.store import open_store
 from mvd_offline.targets import open_targets
-from mvd_offline.training.loop import batches_of
+from mvd_offline.training.launch import prepare
+from mvd_offline.training.loop import Batch, batches_of
 from mvd_offline.training.optim import build_optimizer, set_learning_rate
 from mvd_offline.training.order import BatchRequest
+from mvd_offline.training.step import StepLosses, gradient_norm
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,11 @@ def time_steps(
         store = open_store(store_dir)
         source = open_targets(changed, store, device)
         task = DistillTask(changed, DistillData.of_store(changed, store, resolve_root(store_dir, root)), source)
-        runs[kind] = _Stepper(task, changed, accelerator)
+        runs[kind] = (Stepper(task, changed, accelerator), _endless(task, changed, accelerator))
     timed: dict[str, list[_Step]] = {"online": [], "cached": []}
     for number in range(steps + 1):
-        for kind, stepper in runs.items():
-            step = stepper.step()
+        for kind, (stepper, batches) in runs.items():
+            step = _timed(stepper, batches, device)
             if number:
                 timed[kind].append(step)
     online, cached = ([step.seconds for step in timed[kind]] for kind in ("online", "cached"))
@@ -92,31 +94,45 @@ class _Step:
     wait_seconds: float
 
 
-class _Stepper:
-    """A training loop that is stopped after each step."""
+class Stepper:
+    """The step of a run with one process and one micro-batch, as `training.loop.train` makes it; learning rate 0."""
 
     def __init__(self, task: DistillTask, recipe: DistillRecipe, accelerator: Accelerator) -> None:
         self._task, self._accelerator = task, accelerator
-        self._optimizer = build_optimizer(task.groups(), recipe.optim, accelerator.device)
-        self._model: nn.Module = task.model.to(accelerator.device)
-        self._batches = self._endless(recipe)
+        optimizer = build_optimizer(task.groups(), recipe.optim, accelerator.device)
+        task.model.to(accelerator.device)
+        self._model, self._optimizer = prepare(task.model, optimizer, accelerator, syncs_every_backward=True)
+        self._losses = StepLosses()
 
-    def _endless(self, recipe: DistillRecipe) -> Iterator[tuple[BatchRequest, dict[str, Any]]]:
-        samples = self._task.samples_per_epoch()
-        if samples < recipe.optim.batch_size:
-            raise UsageError(f"the store has {samples} usable rows, fewer than a batch of {recipe.optim.batch_size}")
-        return batches_of(self._task, recipe.optim, recipe.training, self._accelerator)
-
-    def step(self) -> _Step:
-        began = time.perf_counter()
-        _, batch = next(self._batches)
-        loaded = time.perf_counter()
-        self._model.train()
+    def step(self, batch: Batch, request: BatchRequest) -> dict[str, float]:
+        """Losses and the gradient's norm of a batch on the device, which is waited for once, before the update."""
+        self._task.model.train()
         with self._accelerator.autocast():
-            losses = self._task.loss(self._model, batch)
-        losses["loss"].backward()
-        set_learning_rate(self._optimizer, 1e-6)
+            parts = self._task.loss(self._model, batch)
+        self._accelerator.backward(parts["loss"])
+        self._losses.add(parts, request)
+        norm = gradient_norm(self._accelerator, self._optimizer, self._task.model)
+        values, _ = self._losses.agree(0, norm, False, self._accelerator)
+        set_learning_rate(self._optimizer, 0.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        float(losses["loss"].detach())
-        return _Step(time.perf_counter() - began, loaded - began)
+        return values
+
+
+def _endless(
+    task: DistillTask, recipe: DistillRecipe, accelerator: Accelerator
+) -> Iterator[tuple[BatchRequest, Batch]]:
+    samples = task.samples_per_epoch()
+    if samples < recipe.optim.batch_size:
+        raise UsageError(f"the store has {samples} usable rows, fewer than a batch of {recipe.optim.batch_size}")
+    return batches_of(task, recipe.optim, recipe.training, accelerator)
+
+
+def _timed(stepper: Stepper, batches: Iterator[tuple[BatchRequest, Batch]], device: torch.device) -> _Step:
+    wait_for(device)
+    began = time.perf_counter()
+    request, batch = next(batches)
+    loaded = time.perf_counter()
+    stepper.step(batch, request)
+    wait_for(device)
+    return _Step(time.perf_counter() - began, loaded - began)

@@ -131,10 +131,12 @@ def step_cost(model: nn.Module, loss: Callable[[nn.Module, int], Tensor], *, cli
             whole = _count(run, static)
         forward, backward, recomputed = whole.forward, whole.backward, 0
         for stack in stacks:
-            block = _count(partial(_run_block, stack.last, inputs[stack.name]), static)
+            given = inputs[stack.name]
+            block = _count(partial(_run_block, stack.last, given), static)
+            end = _count(partial(_run_block, stack.last, given, given.last), static)
             forward[part_of(stack.name)] += stack.left_out * block.forward_total
             backward += stack.left_out * block.backward
-            recomputed += stack.length * block.forward_total
+            recomputed += (stack.length - 1) * block.forward_total + end.forward_total
         full = _activations(whole.saved, stacks, inputs, partial(_saved_by, static=static))
         with _noting_inputs(stacks) as inputs:
             saved = _saved_by(run, static, half=True)
@@ -184,15 +186,17 @@ def _activations(
     checkpointed, largest = plain, 0
     for stack in stacks:
         given = inputs[stack.name]
-        blocks = [saved_by(partial(_run_block, block, given)) for block in stack.blocks]
-        plain += stack.left_out * blocks[-1]
+        blocks = [saved_by(partial(_run_block, block, given)) for block in list(stack.blocks)[:-1]]
+        blocks.append(saved_by(partial(_run_block, stack.last, given, given.last)))
+        block = saved_by(partial(_run_block, stack.last, given)) if stack.left_out else 0
+        plain += stack.left_out * block
         checkpointed += stack.length * given.hidden_bytes - sum(blocks)
-        largest = max(largest, blocks[-1])
+        largest = max(largest, block, *blocks)
     return Activations(plain, checkpointed + largest)
 
 
-def _run_block(block: nn.Module, inputs: _Inputs) -> Tensor:
-    output: Tensor = block(*inputs.new())
+def _run_block(block: nn.Module, inputs: _Inputs, last: int | None = None) -> Tensor:
+    output: Tensor = block(*inputs.new(), last)
     return output
 
 
@@ -201,7 +205,9 @@ def _run_block(block: nn.Module, inputs: _Inputs) -> Tensor:
 
 @dataclass(frozen=True)
 class _Stack:
-    """Blocks that follow each other; the first alone may differ, as it never drops a path."""
+    """Blocks that follow each other. The first may differ, as it never drops a path, and the last, of which a decoder
+    wants fewer tokens; called like the others, the last costs what each between them does.
+    """
 
     name: str
     blocks: nn.ModuleList
@@ -221,6 +227,8 @@ class _Inputs:
     """Shapes and dtypes of what a block is called with: hidden tokens (B, N, D), and maybe noise for drop path."""
 
     facts: tuple[tuple[torch.Size, torch.dtype] | None, ...]
+    last: int | None
+    """How many tokens are wanted of the block; all when None."""
 
     def new(self) -> list[Tensor | None]:
         hidden, *others = [None if fact is None else torch.empty(fact[0], dtype=fact[1]) for fact in self.facts]
@@ -252,7 +260,8 @@ def _noting_inputs(stacks: list[_Stack]) -> Iterator[dict[str, _Inputs]]:
 
     def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(block: nn.Module, given: tuple[Any, ...]) -> None:
-            found[name] = _Inputs(tuple(None if t is None else (t.shape, t.dtype) for t in given))
+            *tensors, last = given
+            found[name] = _Inputs(tuple(None if t is None else (t.shape, t.dtype) for t in tensors), last)
 
         return hook
 

@@ -98,16 +98,20 @@ class Attention(nn.Module):
         self.split = qkv_bias == "split"
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """(B, N, D) to (B, N, D), or to (B, last, D): what the last tokens alone get from all of them."""
         batch, tokens, width = x.shape
         if self.split:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
             qkv = F.linear(x, self.qkv.weight, bias)
         else:
             qkv = self.qkv(x)
-        q, k, v = qkv.view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
-        return self.proj(x)
+        # Taken apart where they lie, so that the backward pass puts their gradients together there, in one copy.
+        q, k, v = qkv.view(batch, tokens, 3, self.heads, width // self.heads).unbind(2)
+        if last is not None:
+            q = q[:, -last:]
+        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(x.transpose(1, 2).reshape(batch, -1, width))
 
 
 class Mlp(nn.Module):
@@ -134,15 +138,21 @@ class Block(nn.Module):
         self.mlp = Mlp(width, 4 * width)
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor, drop_noise: Tensor | None = None) -> Tensor:
-        """(B, N, D) to (B, N, D); `drop_noise` is (B, 2), uniform in [0, 1), drawn here when None."""
+    def forward(self, x: Tensor, drop_noise: Tensor | None = None, last: int | None = None) -> Tensor:
+        """(B, N, D) to (B, N, D), or to (B, last, D): the last tokens alone, of which no other is computed.
+
+        `drop_noise` is (B, 2), uniform in [0, 1), drawn here when None.
+        """
+        attended = self.attn(self.norm1(x), last)
+        if last is not None:
+            x = x[:, -last:]
         if not self.training or self.drop_path == 0.0:
-            x = x + self.attn(self.norm1(x))
+            x = x + attended
             return x + self.mlp(self.norm2(x))
         if drop_noise is None:
             drop_noise = torch.rand(x.shape[0], 2, device=x.device)
         keep = (drop_noise >= self.drop_path).to(x.dtype) / (1.0 - self.drop_path)
-        x = x + keep[:, 0, None, None] * self.attn(self.norm1(x))
+        x = x + keep[:, 0, None, None] * attended
         return x + keep[:, 1, None, None] * self.mlp(self.norm2(x))
 
 
@@ -153,20 +163,26 @@ def make_blocks(arch: Arch, qkv_bias: QkvBias, drop_path: float = 0.0) -> nn.Mod
 
 
 def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, checkpoint_activations: bool = False, drop_noise: Tensor | None = None
+    blocks: nn.ModuleList,
+    x: Tensor,
+    checkpoint_activations: bool = False,
+    drop_noise: Tensor | None = None,
+    last: int | None = None,
 ) -> Tensor:
     """Apply the blocks; with checkpointing, the backward pass recomputes each block (with the same random draws).
 
     Args:
         drop_noise: (B, 2 * len(blocks)), uniform in [0, 1): decides which branches are dropped. Drawn by the loader
             from a sample's identity, it makes drop path independent of how samples are shared out over processes.
+        last: how many tokens, at the end, are wanted of the last block; all when None.
     """
     for i, block in enumerate(blocks):
         noise = None if drop_noise is None else drop_noise[:, 2 * i : 2 * i + 2]
+        wanted = last if i == len(blocks) - 1 else None
         if checkpoint_activations and torch.is_grad_enabled():
-            x = checkpoint(block, x, noise, use_reentrant=False)
+            x = checkpoint(block, x, noise, wanted, use_reentrant=False)
         else:
-            x = block(x, noise)
+            x = block(x, noise, wanted)
     return x
 
 
@@ -334,8 +350,8 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor, masked_tokens: int, drop_noise: Tensor | None = None) -> Tensor:
         """(B, V + M, width) to (B, M, out_features)."""
-        x = run_blocks(self.blocks, x, self.checkpoint_activations, drop_noise)
-        return self.head(self.norm(x[:, -masked_tokens:]))
+        x = run_blocks(self.blocks, x, self.checkpoint_activations, drop_noise, last=masked_tokens)
+        return self.head(self.norm(x))
 
 
 def with_mask_tokens(x: Tensor, mask_token: Tensor, table: Tensor, visible: Tensor, masked: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Where an epoch's data may have to be waited for, what comes before it is given o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -92,11 +92,23 @@ class _EpochByEpoch:
 def read_batches(
     reader: Callable[[BatchRequest], Batch], requests: Requests, training: TrainingSection, device: torch.device
 ) -> Iterator[tuple[BatchRequest, Batch]]:
-    """The micro-batches, in main memory (pinned where a GPU will fetch them).
+    """The micro-batches, for `to_device`: in main memory; where a GPU trains, on their way to it, the next one as well.
+
+    Where data may have to be waited for, none is held back until the next one is there.
 
     Raises:
         MvdError: of a loader process, as it was raised there.
     """
+    read = _read(reader, requests, training, pin=device.type == "cuda")
+    if device.type == "cuda" and not requests.may_wait:
+        stream = torch.cuda.Stream(device)
+        return one_ahead(read, lambda batch: _OnItsWay(batch, device, stream))
+    return read
+
+
+def _read(
+    reader: Callable[[BatchRequest], Batch], requests: Requests, training: TrainingSection, *, pin: bool
+) -> Iterator[tuple[BatchRequest, Batch]]:
     loader = DataLoader(
         _Reading(reader),
         # A loader asks its sampler for more before it gives out what it holds, so that one that waits holds back both.
@@ -104,7 +116,7 @@ def read_batches(
         batch_size=None,
         num_workers=training.workers,
         prefetch_factor=training.prefetch_batches if training.workers else None,
-        pin_memory=device.type == "cuda",
+        pin_memory=pin,
         worker_init_fn=_start_worker,
         persistent_workers=requests.may_wait and training.workers > 0,
     )
@@ -119,15 +131,59 @@ def read_batches(
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors, and those of mappings in it, on the device."""
+    """The batch with its tensors, and those of mappings in it, on the device, in the order of the current stream."""
+    if isinstance(batch, _OnItsWay):
+        return batch.arrive()
+    return _copy(batch, device)
+
+
+def one_ahead(
+    batches: Iterable[tuple[BatchRequest, Batch]], begin: Callable[[Batch], Batch]
+) -> Iterator[tuple[BatchRequest, Batch]]:
+    """What `begin` makes of each batch; it has been called for the next one too by then."""
+    held: list[tuple[BatchRequest, Batch]] = []
+    for request, batch in batches:
+        held.append((request, begin(batch)))
+        if len(held) == 2:
+            yield held.pop(0)
+    yield from held
+
+
+class _OnItsWay(Batch):
+    """A batch that a stream of its own copies to the GPU, while the current stream computes."""
+
+    def __init__(self, batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> None:
+        with torch.cuda.stream(stream):
+            super().__init__(_copy(batch, device))
+            self._copied = stream.record_event()
+
+    def arrive(self) -> Batch:
+        """The batch, for the current stream: what that stream does from now on is done after the copy."""
+        current = torch.cuda.current_stream()
+        current.wait_event(self._copied)
+        for tensor in _tensors_of(self):
+            # Its memory belongs to the copying stream, which would use it again while the current one still reads.
+            tensor.record_stream(current)
+        return dict(self)
+
+
+def _copy(batch: Batch, device: torch.device) -> Batch:
     return {
         name: value.to(device, non_blocking=True)
         if isinstance(value, Tensor)
-        else to_device(value, device)
+        else _copy(value, device)
         if isinstance(value, dict)
         else value
         for name, value in batch.items()
     }
+
+
+def _tensors_of(batch: Batch) -> Iterator[Tensor]:
+    for value in batch.values():
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict):
+            yield from _tensors_of(value)
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,10 @@ def prepare(
     # Every step of a task uses the same parameters in the same way, which spares DDP to look for them. But with
     # gradient accumulation PyTorch (seen in 2.11) fails on a static graph, and where it does not, it stops to average
     # gradients without a word: https://github.com/pytorch/pytorch/pull/187732
-    # The models' buffers are tables that never change.
-    accelerator.ddp_handler = DistributedDataParallelKwargs(static_graph=syncs_every_backward, broadcast_buffers=False)
+    # The models' buffers are tables that never change. Gradients live in the buckets in which they are averaged.
+    accelerator.ddp_handler = DistributedDataParallelKwargs(
+        static_graph=syncs_every_backward, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
     prepared_model, prepared_optimizer = accelerator.prepare(model, optimizer)
     return prepared_model, prepared_optimizer
 

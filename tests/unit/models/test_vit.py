@@ -124,6 +124,29 @@ def test_activation_checkpointing_changes_neither_result_nor_gradient():
         assert (one is None and other is None) or torch.equal(one, other)
 
 
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_of_the_last_tokens_alone_a_block_computes_what_it_does_of_all(drop_path):
+    torch.manual_seed(0)
+    block, x = Block(12, 3, "split", drop_path).train(), torch.randn(4, 7, 12, requires_grad=True)
+    torch.nn.init.normal_(block.attn.q_bias)
+    noise, upstream = torch.rand(4, 2), torch.randn(4, 5, 12)
+    every, last = block(x, noise)[:, -5:], block(x, noise, 5)
+    torch.testing.assert_close(last, every)
+
+    inputs = [x, *block.parameters()]
+    wanted, found = (torch.autograd.grad(result, inputs, upstream) for result in (every, last))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_of_a_stack_only_the_last_block_leaves_tokens_out():
+    torch.manual_seed(0)
+    blocks, x = make_blocks(Arch(12, 3, 3), "split"), torch.randn(2, 7, 12)
+    every = run_blocks(blocks, x)
+    torch.testing.assert_close(run_blocks(blocks, x, last=4), every[:, -4:])
+    torch.testing.assert_close(run_blocks(blocks, x, checkpoint_activations=True, last=4), every[:, -4:])
+
+
 def test_heads_are_known_for_the_released_widths_only():
     assert [heads_for_width(width) for width in (192, 384, 768, 1024, 1280)] == [3, 6, 12, 16, 16]
     with pytest.raises(UsageError, match="width 80 is not known"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mvd_offline.errors import RecipeError
 from mvd_offline.recipe import TrainingSection
-from mvd_offline.training.feeding import Requests, read_batches
+from mvd_offline.training.feeding import Requests, one_ahead, read_batches, to_device
 from mvd_offline.training.order import BatchRequest, BatchShape
 from mvd_offline.training.stopping import StopRequested
 
@@ -141,6 +141,41 @@ class Echo:
 
     def __call__(self, request: BatchRequest) -> dict[str, torch.Tensor]:
         return {"rows": torch.tensor(request.rows)}
+
+
+def test_the_next_batch_is_on_its_way_before_one_is_given_out() -> None:
+    begun: list[int] = []
+
+    def begin(batch: dict[str, int]) -> dict[str, int]:
+        begun.append(batch["number"])
+        return {"number": 10 * batch["number"]}
+
+    asked = list(itertools.islice(requests(1, BATCH, 0), 3))
+    given = one_ahead(((request, {"number": number}) for number, request in enumerate(asked)), begin)
+    for number, (request, batch) in enumerate(given):
+        assert (request, batch) == (asked[number], {"number": 10 * number})
+        assert begun == list(range(min(number + 2, 3)))
+    assert begun == [0, 1, 2]
+    assert not list(one_ahead(iter(()), begin))
+
+
+def test_all_tensors_of_a_batch_go_to_the_device_and_the_rest_stays() -> None:
+    batch = {"mask": torch.ones(2), "clips": {32: torch.ones(3)}, "tokens": None}
+    moved = to_device(batch, torch.device("meta"))
+
+    assert moved["mask"].device.type == moved["clips"][32].device.type == "meta"
+    assert moved["tokens"] is None
+    assert batch["mask"].device.type == "cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_reach_a_gpu_as_they_were_read() -> None:
+    device = torch.device("cuda")
+    read = read_batches(Echo(), requests(1, 3, 0), TrainingSection(workers=0), device)
+    for (request, batch), asked in zip(read, requests(1, 3, 0), strict=True):
+        moved = to_device(batch, device)
+        assert moved["rows"].device.type == "cuda"
+        assert tuple(moved["rows"].tolist()) == request.rows == asked.rows
 
 
 def test_an_order_that_is_asked_to_stop_waiting_ends_the_requests() -> None:
