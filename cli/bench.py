@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,9 @@ from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mvd_offline.bench.growth import Growth
+    from mvd_offline.bench.measure import Spread
+    from mvd_offline.bench.official_like import Comparison
     from mvd_offline.bench.read import Reading, ReadTimes
     from mvd_offline.bench.science.run import ScienceResult
 
@@ -38,7 +42,6 @@ def step(
     """Time a distillation step with online and with cached targets, in turn, on the same samples."""
     import torch
 
-    from mvd_offline.bench.measure import Spread
     from mvd_offline.bench.step import time_steps
     from mvd_offline.cli.common import print_json, print_table
     from mvd_offline.recipe import load_distill
@@ -63,6 +66,69 @@ def step(
     row("reading and decoding in a cached step", times.cached_wait_share, " %", 100)
     print_table(table)
     typer.echo(", ".join(f"{key} {value}" for key, value in times.machine.items()))
+
+
+@app.command("official-like")
+def official_like(
+    recipe: RecipeArgument,
+    batch_size: Annotated[int, typer.Option("--batch", help="Clips of one step.", min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="Steps of each kind in a round.", min=1)] = 1,
+    rounds: Annotated[int, typer.Option(help="Rounds in which all kinds take turns.", min=1)] = 3,
+    threads: Annotated[int, typer.Option(help="torch threads; 0 leaves torch's choice.", min=0)] = 0,
+    tflops: Annotated[
+        float | None, typer.Option(help="The device's peak TFLOP/s; default: of a large product.", min=0.001)
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Our step, with online and with cached targets, beside the structure of the official loop, on one drawn batch."""
+    import torch
+
+    from mvd_offline.bench.official_like import compare_with_official
+    from mvd_offline.cli.common import print_json
+    from mvd_offline.recipe import load_distill
+
+    if threads:
+        torch.set_num_threads(threads)
+    comparison = compare_with_official(
+        load_distill(recipe, overrides or ()), batch_size=batch_size, steps=steps, rounds=rounds, tflops=tflops
+    )
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        _print_comparison(comparison)
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    from rich.table import Table
+
+    from mvd_offline.cli.common import print_table
+
+    def spread(value: Spread | None, scale: float = 1.0) -> str:
+        return (
+            "" if value is None else f"{scale * value.median:.3g} ({scale * value.low:.3g} to {scale * value.high:.3g})"
+        )
+
+    steps = f"{comparison.rounds} rounds of {comparison.steps} steps of {comparison.batch_size} clips"
+    title = f"{comparison.recipe}, precision {comparison.precision}: {steps}"
+    heads = ("", "clips/s", "of official-like", "by processor time", "% of peak", "loss")
+    table = Table(*heads, title=title, title_justify="left")
+    for name, rate in comparison.clips_per_second.items():
+        table.add_row(
+            name,
+            spread(rate),
+            spread(comparison.over_official_like.get(name)),
+            spread((comparison.processor_over_official_like or {}).get(name)),
+            spread(comparison.utilization[name], 100),
+            f"{comparison.losses[name]['loss']:.6g}",
+        )
+    print_table(table)
+    for note in comparison.notes:
+        typer.echo(f"- {note}")
+    student, teachers = (comparison.operations[name] / 1e9 for name in ("student", "teachers"))
+    peak = spread(comparison.peak_tflops)
+    typer.echo(f"a clip: {student:.4g} GFLOP of the student, {teachers:.4g} of the teachers; peak {peak} TFLOP/s")
+    typer.echo(", ".join(f"{key} {value}" for key, value in comparison.machine.items()))
 
 
 @app.command()
@@ -121,7 +187,7 @@ def read(
     times = time_reads(
         rows=rows,
         repeats=repeats,
-        workers=_numbers(workers),
+        workers=_numbers(workers, "--workers"),
         threads=threads,
         folder=out,
         shape=(tokens, 1024),
@@ -131,6 +197,62 @@ def read(
         print_json(times.to_json())
     else:
         _print_read_times(times)
+
+
+@app.command()
+def growth(
+    rows: Annotated[str, typer.Option(help="Sizes to try, in views; 10000000 takes an hour, and 10 GB of disk.")] = (
+        "1000,10000,100000,1000000"
+    ),
+    parts: Annotated[str, typer.Option(help="What to measure.")] = "plan,seal,open,order,resume",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for growth.json; stores are made in it too, and removed again."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time and memory of planning, sealing, opening, ordering and resuming, against the number of views."""
+    from mvd_offline.bench.growth import measure_growth
+    from mvd_offline.cli.common import print_json, stderr_console
+
+    console = stderr_console()
+    found = measure_growth(
+        _numbers(rows, "--rows"),
+        [part.strip() for part in parts.split(",")],
+        folder=out,
+        say=lambda line: console.print(f"bench growth: {line}", highlight=False),
+    )
+    if out:
+        (out / "growth.json").write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="ascii")
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print_growth(found)
+
+
+def _print_growth(found: Growth) -> None:
+    from rich.table import Table
+
+    from mvd_offline.cli.common import print_table
+
+    def power(exponent: float | None) -> str:
+        return "" if exponent is None else f"{exponent:.2f}"
+
+    heads = ("", "rows", "seconds", "processor s", "start MB", "peak MB", "time ~ rows^", "memory ~ rows^")
+    table = Table(*heads, title="Cost against size; memory: what is added to that at the start", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    last = ""
+    for cost, time, memory in found.lines():
+        if cost.part != last:
+            table.add_section()
+        seconds = (f"{cost.seconds:.3g}", f"{cost.cpu_seconds:.3g}")
+        megabytes = (f"{cost.start_mb:.0f}", f"{cost.peak_mb:.0f}")
+        name = cost.part if cost.part != last else ""
+        table.add_row(name, f"{cost.rows:,}", *seconds, *megabytes, power(time), power(memory))
+        last = cost.part
+    print_table(table)
+    typer.echo(", ".join(f"{key} {value}" for key, value in found.machine.items()))
 
 
 @app.command()
@@ -184,10 +306,10 @@ def _print_science(result: ScienceResult) -> None:
     typer.echo(", ".join(f"{key} {value}" for key, value in result.machine.items()))
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(text: str, option: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdigit() for part in parts):
-        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0,1,2,4", param_hint="--workers")
+        raise typer.BadParameter(f"{text!r} is no list of numbers such as 0,1,2,4", param_hint=option)
     return [int(part) for part in parts]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -118,7 +117,7 @@ def estimate(recipe: DistillRecipe, store: Store, sustained_tflops: float = 100.
     """What the extraction into a store that was planned with `recipe`, and a training on it, will take."""
     plan, rate = Plan.read(store.plan_path), sustained_tflops * 1e12
     columns = {name: store.header.columns[recipe.column(name)] for name in recipe.teachers}
-    statuses = Counter(plan[view_id].status for view_id in plan.view_ids)
+    statuses = plan.counts()
     good = statuses.pop("ok", 0)
     costs = {name: teacher_cost(recipe, name, store).flops for name in recipe.teachers}
     active = sum(costs[name] for name in recipe.active_teachers)
@@ -129,7 +128,7 @@ def estimate(recipe: DistillRecipe, store: Store, sustained_tflops: float = 100.
     return Estimate(
         videos=plan.videos,
         rows=len(plan),
-        failed_rows=dict(statuses),
+        failed_rows=statuses,
         shards=store.shard_count,
         grid=str(recipe.view.grid),
         teachers={spec.name: describe(spec) for spec in columns.values()},

@@ -80,7 +80,7 @@ def temporary_file(target: Path) -> Iterator[TemporaryFile]:
         temporary.close()
 
 
-def publish_bytes(target: Path, data: bytes) -> None:
+def publish_bytes(target: Path, data: bytes | memoryview) -> None:
     """Write a whole file atomically and durably."""
     with temporary_file(target) as temporary:
         temporary.stream.write(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -158,11 +157,18 @@ def _check_plan(header: StoreHeader, plan_bytes: bytes) -> None:
         raise IdentityError(f"the plan has views {views[0]} to {views[-1]}; the header has {header.rows} rows")
 
 
-def plan_views(plan_bytes: bytes, rows_per_shard: int | None = None) -> NDArray[np.int64]:
-    """`view_id` of the plan, ascending; with `rows_per_shard`, its `shard` is checked as well."""
+def plan_views(plan: bytes | Path, rows_per_shard: int | None = None) -> NDArray[np.int64]:
+    """`view_id` of the plan, ascending; with `rows_per_shard`, its `shard` is checked as well.
+
+    Args:
+        plan: the content of its file, or its path, whose other columns are not read.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.ParquetFile(io.BytesIO(plan_bytes)).read(["view_id", "shard"], use_threads=False)
+    source = pa.BufferReader(plan) if isinstance(plan, bytes) else pa.OSFile(str(plan))
+    columns = ["view_id", "shard"] if rows_per_shard else ["view_id"]
+    table = pq.ParquetFile(source, pre_buffer=False).read(columns, use_threads=False)
     views = table["view_id"].to_numpy().astype(np.int64)
     if (np.diff(views) <= 0).any():
         raise IdentityError("the plan's view_ids must ascend, each once")
@@ -186,7 +192,7 @@ def column_files(header: StoreHeader) -> Mapping[str, bytes]:
     }
 
 
-def holds(path: Path, data: bytes) -> bool:
+def holds(path: Path, data: bytes | memoryview) -> bool:
     return path.is_file() and path.read_bytes() == data
 
 

@@ -1,66 +1,146 @@
-"""The ledger of a store as arrays: `index.parquet` on disk, one `ColumnIndex` a column in memory.
-
-`index.parquet` is all commit records in one table, sorted by column and view. Its bytes are a function of the records
-(and of the release of pyarrow that wrote them).
-"""
+"""The ledger of one column of a store as arrays, from `index.parquet` or from commit records."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from binascii import unhexlify
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mvd_offline.shards.errors import CorruptionError, IdentityError, MissingRowError
-from mvd_offline.shards.schema import (
-    SCHEMA_VERSION,
-    STATUSES,
-    CommitRecord,
-    RowRecord,
-    SealRecord,
-    StoreHeader,
-    canonical_json,
-)
+from mvd_offline.shards.errors import CorruptionError, MissingRowError
+from mvd_offline.shards.indexfile import CODING_MEASURES, IndexPart
+from mvd_offline.shards.schema import STATUSES, CommitRecord, RowRecord
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_N = TypeVar("_N", bound=np.generic)
+
+_Placed: TypeAlias = list[tuple[slice | NDArray[np.int64], IndexPart]]
+
 NO_ROW: Final = 255
 """Status code of a view_id that has no record."""
 
-CODING_MEASURES: Final = ("relative_error", "cosine_min", "cosine_mean", "max_abs_error")
-"""Fields of a record that say what coding cost."""
 
-_METADATA_KEY: Final = b"mvd_offline.index"
+class SeenPixels(NamedTuple):
+    """What a teacher saw of a view."""
+
+    pixels: str
+    """xxh3 (hex) of the rendered pixels; empty where the view has no target."""
+    decoder: str
 
 
-@dataclass(frozen=True, eq=False)
 class ColumnIndex:
-    """Where each row of one column is: arrays over the whole height of the table, indexed by view_id."""
+    """Where each row of one column is: arrays over the whole height of the table, indexed by view_id.
 
-    root: Path
-    """Of the store; for what errors say."""
-    column: str
-    status: NDArray[np.uint8]
-    """Position in STATUSES, or NO_ROW."""
-    offset: NDArray[np.int64]
-    length: NDArray[np.int64]
-    crc32c: NDArray[np.uint32]
-    pixels: NDArray[np.uint64]
-    """xxh3 of the rendered pixels, where the row is ok."""
-    decoder: NDArray[np.uint16]
-    """Position in `decoders`."""
-    decoders: list[str]
-    coding: Mapping[str, NDArray[np.float64]] = field(repr=False)
-    """What coding cost each row, by measure: see `codecs.CodingError`; 0 where the row is not ok."""
-    details: dict[int, str] = field(repr=False)
-    """Reason by view_id, for rows that are not ok."""
+    Each array is read when it is first asked for. Threads and processes may share an index for reading.
+    """
+
+    def __init__(self, root: Path, column: str, rows: int, parts: Sequence[IndexPart]) -> None:
+        """
+        Args:
+            root: of the store; for what errors say.
+            rows: height of the table.
+            parts: the column's rows.
+
+        Raises:
+            CorruptionError: they are no rows of the table.
+        """
+        self.root, self.column, self._rows = root, column, rows
+        self._parts: _Placed = [(part.places(), part) for part in parts]
+        self.coding: Mapping[str, NDArray[np.float64]] = _Measures(self._parts, rows)
+        """What coding cost each row, by measure: see `codecs.CodingError`; 0 where the row is not ok."""
+        for places, _ in self._parts:
+            _check_places(places, column, rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it, and no open file."""
+        self.load()
+        return self.__dict__
+
+    def load(self) -> ColumnIndex:
+        """Read every array now; returns the index itself."""
+        if self._parts:
+            self.load_for_reading()
+            self.__dict__["details"] = self.details
+            self.coding, self._parts = dict(self.coding), []
+        return self
+
+    def load_for_reading(self) -> None:
+        """Read the arrays that reading rows, and comparing their pixels, takes.
+
+        For who forks processes that read: they share what is there, and would each read it by itself otherwise.
+        """
+        for name in ("status", "offset", "length", "crc32c", "pixels", "decoder"):
+            getattr(self, name)
+
+    @cached_property
+    def status(self) -> NDArray[np.uint8]:
+        """Position in STATUSES, or NO_ROW."""
+        array = np.full(self._rows, NO_ROW, np.uint8)
+        for places, part in self._parts:
+            codes, names = part.codes("status")
+            array[places] = np.array([STATUSES.index(name) for name in names], np.uint8)[codes]
+        return array
+
+    @cached_property
+    def offset(self) -> NDArray[np.int64]:
+        """First byte of the payload in the shard file."""
+        return self._numbers("offset", np.int64)
+
+    @cached_property
+    def length(self) -> NDArray[np.int64]:
+        """Bytes of the payload."""
+        return self._numbers("length", np.int64)
+
+    @cached_property
+    def crc32c(self) -> NDArray[np.uint32]:
+        """Of the payload."""
+        return self._numbers("crc32c", np.uint32)
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint64]:
+        """xxh3 of the rendered pixels, where the row is ok."""
+        array = np.zeros(self._rows, np.uint64)
+        for places, part in self._parts:
+            array[places] = _hash_values(part.read("pixels"))
+        return array
+
+    @property
+    def decoder(self) -> NDArray[np.uint16]:
+        """Position in `decoders`."""
+        return self._decoded_by[0]
+
+    @property
+    def decoders(self) -> list[str]:
+        """Who decoded rows, by name and version."""
+        return self._decoded_by[1]
+
+    @cached_property
+    def _decoded_by(self) -> tuple[NDArray[np.uint16], list[str]]:
+        array, known = np.zeros(self._rows, np.uint16), [""]
+        for places, part in self._parts:
+            codes, names = part.codes("decoder")
+            known += [name for name in names if name not in known]
+            array[places] = np.array([known.index(name) for name in names], np.uint16)[codes]
+        return array, known
+
+    @cached_property
+    def details(self) -> dict[int, str]:
+        """Reason by view_id, for rows that are not ok."""
+        found: dict[int, str] = {}
+        for places, part in self._parts:
+            codes, texts = part.codes("detail")
+            if any(texts):
+                ids = np.arange(self._rows)[places]
+                every = np.broadcast_to(codes, ids.shape)
+                said = np.array([bool(text) for text in texts])[every]
+                found.update(zip(ids[said].tolist(), (texts[code] for code in every[said]), strict=True))
+        return found
 
     @property
     def ok(self) -> NDArray[np.bool_]:
@@ -78,7 +158,7 @@ class ColumnIndex:
 
     def counts(self) -> dict[str, int]:
         """Rows by status."""
-        found = Counter(self.status.tolist())
+        found = np.bincount(self.status, minlength=len(STATUSES)).tolist()
         return {name: found[code] for code, name in enumerate(STATUSES) if found[code]}
 
     def require_ok(self, view_ids: NDArray[np.int64]) -> None:
@@ -92,9 +172,7 @@ class ColumnIndex:
 
     def row(self, view_id: int) -> RowRecord:
         """The record of one view; raises MissingRowError when there is none."""
-        if view_id not in self:
-            raise MissingRowError(self._explain(view_id, 1))
-        ok = self.status[view_id] == 0
+        pixels, decoder = self.seen_pixels(view_id)
         return RowRecord(
             view_id=view_id,
             status=STATUSES[self.status[view_id]],
@@ -102,10 +180,17 @@ class ColumnIndex:
             offset=int(self.offset[view_id]),
             length=int(self.length[view_id]),
             crc32c=int(self.crc32c[view_id]),
-            pixels=f"{int(self.pixels[view_id]):016x}" if ok else "",
-            decoder=self.decoders[self.decoder[view_id]],
+            pixels=pixels,
+            decoder=decoder,
             **{name: float(values[view_id]) for name, values in self.coding.items()},
         )
+
+    def seen_pixels(self, view_id: int) -> SeenPixels:
+        """What the teacher saw of a view; raises MissingRowError when there is no record."""
+        if view_id not in self:
+            raise MissingRowError(self._explain(view_id, 1))
+        pixels = f"{int(self.pixels[view_id]):016x}" if self.status[view_id] == 0 else ""
+        return SeenPixels(pixels, self.decoders[self.decoder[view_id]])
 
     def has_records(self, view_ids: NDArray[np.int64]) -> bool:
         """Whether each of these views has a record."""
@@ -114,6 +199,7 @@ class ColumnIndex:
 
     def take_in(self, record: CommitRecord) -> None:
         """Add the rows of a commit record, in place; other threads may read meanwhile."""
+        self.load()
         for row in record.rows:
             place = row.view_id
             if row.decoder not in self.decoders:
@@ -127,6 +213,9 @@ class ColumnIndex:
                 self.details[place] = row.detail
             # Last: it says that the rest is there.
             self.status[place] = STATUSES.index(row.status)
+
+    def _numbers(self, name: str, dtype: type[_N]) -> NDArray[_N]:
+        return _numbers(self._parts, self._rows, name, dtype)
 
     def _explain(self, view_id: int, count: int) -> str:
         others = f" (and {count - 1} more of the rows asked for)" if count > 1 else ""
@@ -143,126 +232,46 @@ class ColumnIndex:
         )
 
 
-def build_table(header: StoreHeader, columns: Mapping[str, Iterable[CommitRecord]]) -> pa.Table:
-    """Records as one table; each column's come by ascending shard, one at a time in memory."""
-    batches = [record_batch(record) for name in sorted(columns) for record in columns[name]]
-    return join_batches(header, sorted(columns), batches)
+class _Measures(Mapping[str, NDArray[np.float64]]):
+    """The coding measures of an index, each read when it is first asked for."""
+
+    def __init__(self, parts: _Placed, rows: int) -> None:
+        self._parts, self._rows = parts, rows
+        self._known: dict[str, NDArray[np.float64]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        if name not in CODING_MEASURES:
+            raise KeyError(name)
+        if name not in self._known:
+            self._known[name] = _numbers(self._parts, self._rows, name, np.float64)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CODING_MEASURES)
+
+    def __len__(self) -> int:
+        return len(CODING_MEASURES)
 
 
-def record_batch(record: CommitRecord) -> pa.RecordBatch:
-    """The rows of one record in the index's columns."""
-    import pyarrow as pa
-
-    shared = {"column": record.column, "shard": record.shard}
-    return pa.RecordBatch.from_pylist([{**row.to_json(), **shared} for row in record.rows], schema=_arrow_schema())
-
-
-def join_batches(header: StoreHeader, columns: Sequence[str], batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    """The table of these batches, which come by column and shard."""
-    import pyarrow as pa
-
-    table = pa.Table.from_batches(batches, schema=_arrow_schema()).combine_chunks()
-    identity = {
-        "schema_version": SCHEMA_VERSION,
-        "store_id": header.store_id,
-        "columns": {name: header.columns[name].column_id for name in columns},
-    }
-    return table.replace_schema_metadata({_METADATA_KEY: canonical_json(identity)})
+def _numbers(parts: _Placed, rows: int, name: str, dtype: type[_N]) -> NDArray[_N]:
+    array = np.zeros(rows, dtype)
+    for places, part in parts:
+        array[places] = part.numbers(name)
+    return array
 
 
-def table_bytes(table: pa.Table) -> bytes:
-    """The content of `index.parquet`."""
-    import pyarrow.parquet as pq
-
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", compression_level=3, version="2.6", row_group_size=1 << 20)
-    return sink.getvalue()
+def _check_places(places: slice | NDArray[np.int64], column: str, rows: int) -> None:
+    first, stop = (places.start, places.stop) if isinstance(places, slice) else (places.min(), places.max() + 1)
+    if not (first >= 0 and stop <= rows):
+        raise CorruptionError(f"the records of column {column} name rows outside 0 to {rows - 1}")
 
 
-def read_table(data: bytes, header: StoreHeader, seal: SealRecord, repair: str) -> pa.Table:
-    """The table in `index.parquet`, checked against its seal record and the store's identity.
-
-    Args:
-        repair: what to do when it does not match.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if len(data) != seal.size or hashlib.sha256(data).hexdigest() != seal.sha256:
-        raise CorruptionError(
-            "index.parquet: the file does not match its digest in commits/index.json. The commit records hold all that "
-            f"is in it. {repair}"
-        )
-    # On one thread: the pool would cost more than it saves, and must not exist before a loader forks.
-    table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-    expected = {"schema_version": SCHEMA_VERSION, "store_id": header.store_id, "columns": dict(seal.columns)}
-    if (table.schema.metadata or {}).get(_METADATA_KEY) != canonical_json(expected):
-        raise IdentityError(
-            f"index.parquet: it was made for another store or other columns than store.json names. {repair}"
-        )
-    return table
-
-
-def column_index(table: pa.Table, header: StoreHeader, column: str, root: Path) -> ColumnIndex:
-    """The rows of one column of the store at `root`, as arrays."""
-    import pyarrow.compute as pc
-
-    part = table.filter(pc.equal(table["column"], column))
-    ids = part["view_id"].to_numpy()
-    if len(ids) and not (ids.min() >= 0 and ids.max() < header.rows):
-        raise CorruptionError(f"the records of column {column} name rows outside 0 to {header.rows - 1}")
-
-    def spread(values: NDArray[Any], dtype: Any, empty: int = 0) -> NDArray[Any]:
-        array = np.full(header.rows, empty, dtype)
-        array[ids] = values
-        return array
-
-    def codes(name: str) -> tuple[NDArray[np.int64], list[str]]:
-        encoded = part[name].combine_chunks().dictionary_encode()
-        return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-
-    status_codes, status_names = codes("status")
-    order = np.array([STATUSES.index(name) for name in status_names], np.uint8)
-    decoder_codes, decoders = codes("decoder")
-    hashed, explained = (
-        part.select(["view_id", name]).filter(pc.not_equal(part[name], "")) for name in ("pixels", "detail")
-    )
-    pixels = np.zeros(header.rows, np.uint64)
-    pixels[hashed["view_id"].to_numpy()] = _hash_values(hashed["pixels"])
-    return ColumnIndex(
-        root=root,
-        column=column,
-        status=spread(order[status_codes] if len(ids) else order, np.uint8, NO_ROW),
-        offset=spread(part["offset"].to_numpy(), np.int64),
-        length=spread(part["length"].to_numpy(), np.int64),
-        crc32c=spread(part["crc32c"].to_numpy(), np.uint32),
-        pixels=pixels,
-        decoder=spread(decoder_codes, np.uint16),
-        decoders=decoders,
-        coding={name: spread(part[name].to_numpy(), np.float64) for name in CODING_MEASURES},
-        details=dict(zip(explained["view_id"].to_pylist(), explained["detail"].to_pylist(), strict=True)),
-    )
-
-
-def _hash_values(texts: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """Numbers of hashes of 16 hexadecimal digits each: all at once, for millions of rows."""
-    return np.frombuffer(bytes.fromhex("".join(texts.to_pylist())), ">u8").astype(np.uint64)
-
-
-def _arrow_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    kinds = {
-        "column": pa.string(),
-        "view_id": pa.int64(),
-        "shard": pa.int32(),
-        "status": pa.string(),
-        "detail": pa.string(),
-        "offset": pa.int64(),
-        "length": pa.int64(),
-        "crc32c": pa.uint32(),
-        "pixels": pa.string(),
-        "decoder": pa.string(),
-        **dict.fromkeys(CODING_MEASURES, pa.float64()),
-    }
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
+def _hash_values(texts: pa.StringArray) -> NDArray[np.uint64]:
+    """Numbers of hashes of 16 hexadecimal digits each, 0 for an empty text: all at once, for millions of rows."""
+    values = np.zeros(len(texts), np.uint64)
+    if len(texts):
+        _, offsets, letters = texts.buffers()
+        ends = np.frombuffer(offsets, np.int32, len(texts) + 1, 4 * texts.offset)
+        digits = memoryview(letters or b"")[ends[0] : ends[-1]]
+        values[np.diff(ends) > 0] = np.frombuffer(unhexlify(digits), ">u8")
+    return values

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from mvd_offline.shards import atomic
 from mvd_offline.shards.creation import holds, publish_column_files
 from mvd_offline.shards.errors import CorruptionError, repair_shard
-from mvd_offline.shards.index import build_table, table_bytes
+from mvd_offline.shards.indexfile import index_bytes, record_batch
 from mvd_offline.shards.schema import CommitRecord, SealRecord
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def write_index(store: Store) -> None:
     if not complete:
         atomic.remove_file(store.seal_path)
         return
-    data = table_bytes(build_table(store.header, {name: _present_records(store, name) for name in complete}))
+    batches = (record_batch(record) for name in sorted(complete) for record in _present_records(store, name))
+    data = index_bytes(store.header, complete, batches)
     seal = SealRecord(
         store_id=store.store_id,
         columns={name: store.header.columns[name].column_id for name in complete},

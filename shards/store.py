@@ -10,12 +10,12 @@ index.parquet                 all records in one file; commits/index.json, its r
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,20 +38,19 @@ from mvd_offline.shards.errors import (
     IdentityError,
     MissingRowError,
     NotSealedError,
+    StoreError,
     make_missing,
     repair_shard,
     restore_identity,
     write_derived,
 )
-from mvd_offline.shards.index import NO_ROW, ColumnIndex, build_table, column_index, read_table
+from mvd_offline.shards.index import NO_ROW, ColumnIndex, SeenPixels
+from mvd_offline.shards.indexfile import IndexFile, build_table, open_hashed, parts_of_table
 from mvd_offline.shards.reader import RowReader
-from mvd_offline.shards.schema import CLIPS, CommitRecord, RowRecord, SealRecord, StoreHeader, all_differences
+from mvd_offline.shards.schema import CLIPS, CommitRecord, SealRecord, StoreHeader, all_differences
 from mvd_offline.shards.sealing import settled_seal, write_index
 from mvd_offline.shards.shardfile import ShardWriter, check_file, forget_cached_pages
 from mvd_offline.shards.space import full_disk_explained
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _SHARD_NUMBER: Final = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")
 
@@ -87,7 +86,14 @@ def open_store(root: str | Path, *, sealed: bool = True, columns: Sequence[str] 
     root = Path(root)
     store = Store(root, read_header(root))
     repair = restore_identity(root)
-    if hashlib.sha256(read_file(store.plan_path, repair)).hexdigest() != store.header.plan_sha256:
+    with ThreadPoolExecutor(1) as other:
+        plan = other.submit(open_hashed, store.plan_path, repair)
+        if sealed:
+            # Meanwhile; what is wrong with the index is said below, after what is wrong with the plan.
+            with contextlib.suppress(StoreError):
+                store.hash_index()
+        _, _, digest = plan.result()
+    if digest != store.header.plan_sha256:
         raise CorruptionError(f"{store.plan_path}: the file does not match the sha256 in store.json. {repair}")
     if sealed:
         store.require_sealed(store.checked_columns(columns))
@@ -140,7 +146,7 @@ class Store:
     @cached_property
     def view_ids(self) -> NDArray[np.int64]:
         """Views that the plan names, ascending."""
-        return plan_views(read_file(self.plan_path))
+        return plan_views(self.plan_path)
 
     def shard_rows(self, shard: int) -> range:
         """Row numbers of a shard; the plan's views are some of them (see `shard_view_ids`)."""
@@ -290,6 +296,11 @@ class Store:
                 f"{self.root}: every shard is committed, but there is no index of column {', '.join(waiting)}. "
                 f"Run `mvd-offline shards seal {self.root}`."
             )
+
+    def hash_index(self) -> None:
+        """Check a sealed store's index now; otherwise it is checked when it is first read. Raises CorruptionError."""
+        if self.seal_record:
+            _ = self._index_file
 
     def _not_indexed(self, columns: Sequence[str]) -> list[str]:
         return [name for name in columns if not self.is_indexed(name)]
@@ -450,10 +461,13 @@ class Store:
         """The column's ledger as arrays. A column that is not sealed shows what is committed so far."""
         (column,) = self.checked_columns([column])
         if column not in self._indices:
-            table = self._sealed_table(column)
-            if table is None:
-                table = build_table(self.header, {column: self._records(column)})
-            self._indices[column] = column_index(table, self.header, column, self.root)
+            sealed = self._sealed_index(column)
+            if sealed:
+                index = ColumnIndex(self.root, column, self.header.rows, sealed.parts(column))
+            else:
+                parts = parts_of_table(build_table(self.header, {column: self._records(column)}), column)
+                index = ColumnIndex(self.root, column, self.header.rows, parts).load()
+            self._indices[column] = index
         return self._indices[column]
 
     def catch_up(self, column: str, shards: Iterable[int]) -> ColumnIndex:
@@ -477,14 +491,14 @@ class Store:
             self.catch_up(column, np.unique(inside // self.header.rows_per_shard).tolist())
         return index
 
-    def _sealed_table(self, column: str) -> pa.Table | None:
+    def _sealed_index(self, column: str) -> IndexFile | None:
         """The index, if it covers the column."""
         try:
-            return self._index_table if self.is_indexed(column) else None
+            return self._index_file if self.is_indexed(column) else None
         except (CorruptionError, IdentityError):
             with settled_seal(self.root):
                 self._forget_seal()
-                return self._index_table if self.is_indexed(column) else None
+                return self._index_file if self.is_indexed(column) else None
 
     def _records(self, column: str) -> Iterator[CommitRecord]:
         """What is committed of a column; less what is taken back or exchanged meanwhile."""
@@ -494,7 +508,7 @@ class Store:
 
     def _forget_seal(self) -> None:
         self.__dict__.pop("seal_record", None)
-        self.__dict__.pop("_index_table", None)
+        self.__dict__.pop("_index_file", None)
 
     def ok_rows(self, columns: Sequence[str] | None = None) -> NDArray[np.int64]:
         """Views that have a target in all of these columns, ascending."""
@@ -503,8 +517,8 @@ class Store:
             ok &= self.status(name).ok
         return np.flatnonzero(ok).astype(np.int64)
 
-    def pixels_of(self, view_id: int, columns: Sequence[str] | None = None) -> RowRecord:
-        """A record of this view with the hash of its pixels and who decoded them: from the first column with a target.
+    def pixels_of(self, view_id: int, columns: Sequence[str] | None = None) -> SeenPixels:
+        """The hash of this view's pixels and who decoded them: from the first column with a target.
 
         Args:
             columns: those that are read; when None all that are indexed, or all where none is.
@@ -517,25 +531,25 @@ class Store:
         indexed = [name for name in self.columns if self.is_indexed(name)] or None
         names = self.checked_columns(indexed if columns is None else columns)
         ledgers = [self._ledger(name, np.array([view_id])) for name in names]
-        records = [ledger.row(view_id) for ledger in ledgers if view_id in ledger] or [ledgers[0].row(view_id)]
-        seen = {ledger.column: ledger.row(view_id) for ledger in ledgers if view_id in ledger and ledger.ok[view_id]}
-        if len({record.pixels for record in seen.values()}) > 1:
-            found = ", ".join(f"{record.pixels} with {record.decoder} in {name}" for name, record in seen.items())
+        known = [ledger for ledger in ledgers if view_id in ledger] or ledgers[:1]
+        seen = {ledger.column: ledger.seen_pixels(view_id) for ledger in known}
+        hashed = {name: one for name, one in seen.items() if one.pixels}
+        if len({one.pixels for one in hashed.values()}) > 1:
+            found = ", ".join(f"{one.pixels} with {one.decoder} in {name}" for name, one in hashed.items())
             raise CorruptionError(
                 f"{self.root}: the columns' targets of view {view_id} come from different pixels: hash {found}. "
                 f"{repair_shard(self.root)}"
             )
-        return next(iter(seen.values()), records[0])
+        return next(iter((hashed or seen).values()))
 
     def pixel_hash(self, view_id: int, columns: Sequence[str] | None = None) -> str:
         """xxh3 (hex) of the pixels that the columns' teachers saw; empty for a view without target. See `pixels_of`."""
         return self.pixels_of(view_id, columns).pixels
 
     @cached_property
-    def _index_table(self) -> pa.Table:
+    def _index_file(self) -> IndexFile:
         assert self.seal_record is not None
-        repair = write_derived(self.root)
-        return read_table(read_file(self.index_path, repair), self.header, self.seal_record, repair)
+        return IndexFile(self.index_path, self.header, self.seal_record, write_derived(self.root))
 
 
 def _indices(name: str, given: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ from mvd_offline.shards.errors import (
     write_derived,
 )
 from mvd_offline.shards.exportfolder import EXPORT_FILE
-from mvd_offline.shards.index import join_batches, read_table, record_batch
+from mvd_offline.shards.indexfile import IndexFile, join_batches, record_batch
 from mvd_offline.shards.schema import QUARANTINE, CommitRecord, SealRecord, StoreHeader
 from mvd_offline.shards.shardfile import check_file, check_rows
 from mvd_offline.shards.store import Store
@@ -264,7 +264,7 @@ class _Check:
                 if complete:
                     yield self._derived("every shard is committed, but the store is not sealed")
                 return
-            table = read_table(read_file(store.index_path), store.header, seal, repair="")
+            table = IndexFile(store.index_path, store.header, seal, repair="").table()
         except MvdError as error:
             yield self._derived(f"the index cannot be used: {error}")
             return

@@ -1,1 +1,2 @@
-"""Measurements: optimiser steps (`step`), reading (`read`), damage to a store (`corruption`)."""
+"""Measurements: optimiser steps (`step`), reading (`read`), damage to a store (`corruption`),
+cost against size (`growth`)."""

@@ -82,7 +82,7 @@ class FollowedSamples:
                 "--follow waits for the targets of a store, and this recipe reads none (targets: online, or no "
                 "teacher): leave --follow out."
             )
-        self.source, self.plan = store.store_id, Plan.read(store.plan_path)
+        self.source, self.plan = store.store_id, Plan.read(store.plan_path).load()
         self._recipe, self._store, self._follow, self._main = recipe, store, follow, main
         self._groups, self._ledger = GrowingGroups(store, self.plan, columns), ledger
         self._rows, self._short = 0, set[int]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -35,7 +36,8 @@ class StoreSamples:
     """The usable rows of one store by epoch: epoch e is group e mod V."""
 
     def __init__(self, recipe: DistillRecipe, store: Store) -> None:
-        self.source, self.plan = store.store_id, Plan.read(store.plan_path)
+        # All of it now: loader processes that are forked later share it, and want views in any order.
+        self.source, self.plan = store.store_id, Plan.read(store.plan_path).load()
         self._recipe, self._store = recipe, store
         self._ok = self._usable_rows()
 
@@ -52,9 +54,11 @@ class StoreSamples:
         """For each row of the store's table, whether a student can learn from it."""
         columns = read_columns(self._recipe, self._store)
         if columns and all(map(self._store.is_indexed, columns)):
+            for name in columns:
+                self._store.status(name).load_for_reading()
             rows = self._store.ok_rows(columns)
         else:
-            rows = np.array([view.view_id for view in self.plan if view.status == "ok"], np.int64)
+            rows = self.plan.view_ids[self.plan.ok]
         usable = np.zeros(self.plan.rows, bool)
         usable[rows] = True
         return usable
@@ -89,10 +93,10 @@ def group_order(
     their first rows. They share a batch as long as no clip failed and their number divides the batch.
     """
     clips, start = plan.section.num_sample, rows_of_group(plan, group).start
-    shards = []
-    for rows in map(plan.shard_view_ids, plan.shards(group)):
-        firsts = rows[(rows - start) % clips == 0]
-        shards.append(firsts[usable[firsts[:, None] + np.arange(clips)].any(axis=1)])
+    videos = usable[start : start + plan.videos * clips].reshape(-1, clips).any(axis=1)
+    firsts = start + clips * np.flatnonzero(videos)
+    starts = np.searchsorted(firsts, np.array(plan.shards(group)) * plan.rows_per_shard).tolist()
+    shards = [firsts[one:other] for one, other in pairwise([*starts, len(firsts)])]
     training = recipe.training
     firsts = epoch_order(
         [rows for rows in shards if len(rows)],

@@ -31,7 +31,7 @@ def epoch_order(
     shuffled = stream.permutation(len(shards))
     parts = []
     for start in range(0, len(shards), window):
-        rows = np.concatenate([shards[i] for i in shuffled[start : start + window]])
+        rows = np.concatenate([shards[i] for i in shuffled[start : start + window].tolist()])
         parts.append(rows[stream.permutation(len(rows))])
     return np.concatenate(parts) if parts else np.empty(0, np.int64)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mvd_offline.errors import UsageError
 from mvd_offline.randomness import KeyedStream
@@ -60,7 +61,7 @@ def draw_multiscale_crop(
     width: int, height: int, image_size: int, stream: KeyedStream, scales: Sequence[float] = SCALES
 ) -> CropBox:
     """One shape, then one offset, each uniform: MVD's crop of a whole clip."""
-    shapes = multiscale_crop_shapes(width, height, image_size, scales)
+    shapes = _shapes(width, height, image_size, tuple(scales))
     w, h = shapes[stream.below(len(shapes))]
     offsets = multiscale_offsets(width, height, w, h)
     x, y = offsets[stream.below(len(offsets))]
@@ -98,6 +99,12 @@ def random_resized_crop_box(
 def draw_flip(probability: float, stream: KeyedStream) -> bool:
     """Whether a clip is flipped horizontally."""
     return stream.uniform() < probability
+
+
+@lru_cache
+def _shapes(width: int, height: int, image_size: int, scales: tuple[float, ...]) -> tuple[tuple[int, int], ...]:
+    # The frames of a data set have few sizes, and a plan draws millions of crops.
+    return tuple(multiscale_crop_shapes(width, height, image_size, scales))
 
 
 def _short_side(width: int, height: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
 from mvd_offline.randomness import KeyedStream
@@ -50,6 +51,15 @@ def distillation_indices(frames_in_video: int, first: int, num_frames: int = 16,
         step = indices[-1] + stride
         indices.append(step if step <= frames_in_video - 2 else indices[-1])
     return tuple(indices)
+
+
+def distillation_clips(
+    frames_in_video: NDArray[np.int32], first: NDArray[np.int32], num_frames: int = 16, stride: int = 4
+) -> NDArray[np.int32]:
+    """`distillation_indices` of B clips at once: (B, num_frames)."""
+    steps = np.maximum(frames_in_video - 2 - first, 0) // stride
+    taken = np.minimum(np.arange(num_frames, dtype=np.int32), steps[:, None])
+    return (first[:, None] + stride * taken).astype(np.int32)
 
 
 # ---- fine-tuning: random in time -----------------------------------------------------------------------------------

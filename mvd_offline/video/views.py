@@ -5,30 +5,23 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
-from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import ViewSection
-from mvd_offline.video.catalog import Catalog, Video
-from mvd_offline.video.crops import (
-    CropBox,
-    center_crop,
-    draw_flip,
-    draw_multiscale_crop,
-    random_resized_crop_box,
-)
+from mvd_offline.video.catalog import Catalog
+from mvd_offline.video.crops import CropBox
+from mvd_offline.video.drawing import BLOCK_ROWS, draw_blocks, draw_view, in_order
 from mvd_offline.video.render import Rendered, View, crop_and_resize, pixel_hash, render, render_sizes
-from mvd_offline.video.sampling import distillation_first_frame, distillation_indices
 
 __all__ = [
     "Plan",
@@ -74,9 +67,14 @@ class Plan:
     >>> render(plan[0], catalog.root, image_size=224)                                 # doctest: +SKIP
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        facts = json.loads(table.schema.metadata[_METADATA_KEY])
-        self._table = table
+    def __init__(self, file: pq.ParquetFile, content: pa.NativeFile) -> None:
+        """
+        Args:
+            content: what `file` reads; both stay open.
+        """
+        facts = json.loads(file.metadata.metadata[_METADATA_KEY])
+        self._content, self._metadata = content, file.metadata
+        self._blocks: dict[int, pa.Table] = {}
         self.rows_per_shard: int = facts["rows_per_shard"]
         self.groups: int = facts["groups"]
         self.videos: int = facts["videos"]
@@ -92,65 +90,82 @@ class Plan:
             raise UsageError("the catalog holds no video: there is nothing to plan")
         if rows_per_shard < 1:
             raise UsageError(f"rows_per_shard is {rows_per_shard}; allowed: 1 or more")
-        videos = sorted(catalog.videos, key=lambda video: _order_key(section.seed, video.video_id))
-        group_height = -(-len(videos) * section.num_sample // rows_per_shard) * rows_per_shard
-        clips = list(product(videos, range(section.num_sample)))
-        rows = [
-            _row(draw_view(video, section, group, segment), group * group_height + position, rows_per_shard)
-            for group in range(section.groups)
-            for position, (video, segment) in enumerate(clips)
-        ]
+        videos = in_order(catalog.videos, section.seed)
+        blocks = draw_blocks(videos, section)
+        return cls.from_blocks(
+            blocks, videos=len(videos), classes=catalog.classes, section=section, rows_per_shard=rows_per_shard
+        )
+
+    @classmethod
+    def from_blocks(
+        cls,
+        blocks: Iterable[Mapping[str, Any]],
+        *,
+        videos: int,
+        classes: Sequence[str],
+        section: ViewSection,
+        rows_per_shard: int,
+    ) -> Plan:
+        """A plan of views that were drawn: the columns that `draw_blocks` gives, in blocks of its size."""
         facts = {
             "version": PLAN_VERSION,
             "rows_per_shard": rows_per_shard,
             "groups": section.groups,
-            "videos": len(videos),
-            "classes": list(catalog.classes),
+            "videos": videos,
+            "classes": list(classes),
             "view": section.model_dump(mode="json"),
         }
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-        return cls(pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata({_METADATA_KEY: text.encode()})))
+        schema = _SCHEMA.with_metadata({_METADATA_KEY: text.encode()})
+        per_group, rows = videos * section.num_sample, 0
+        sink = io.BytesIO()
+        with pq.ParquetWriter(sink, schema, compression="zstd", version="2.6") as writer:
+            for block in blocks:
+                group, position = np.divmod(np.arange(rows, rows + len(block["group"])), per_group)
+                view_id = group * _group_height(per_group, rows_per_shard) + position
+                columns = {**block, "view_id": view_id, "shard": view_id // rows_per_shard}
+                arrays = [_as_array(columns[one.name], one.type) for one in schema]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=BLOCK_ROWS)
+                rows += len(view_id)
+        return cls.from_bytes(sink.getvalue())
 
     # ---- on disk -----------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
         """A Parquet file; the same plan gives the same bytes (with the same pyarrow)."""
-        return self._bytes
-
-    @cached_property
-    def _bytes(self) -> bytes:
-        buffer = io.BytesIO()
-        pq.write_table(self._table, buffer, compression="zstd", version="2.6")
-        return buffer.getvalue()
+        content: bytes = self._content.read_at(self._content.size(), 0)
+        return content
 
     @classmethod
     def from_bytes(cls, data: bytes, origin: str = "plan") -> Plan:
         """Reads what `to_bytes` wrote; `sha256` is that of these very bytes."""
+        return cls._from_content(pa.BufferReader(data), origin)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Plan:
+        """Opens a plan's file; its views are read when they are asked for (see `load`)."""
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"{path}: no such plan; `mvd-offline plan` writes one")
+        return cls._from_content(pa.OSFile(str(path)), str(path))
+
+    @classmethod
+    def _from_content(cls, content: pa.NativeFile, origin: str) -> Plan:
         try:
-            table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+            file = pq.ParquetFile(content, pre_buffer=False)
         except pa.ArrowInvalid as error:
             raise UsageError(f"{origin}: not a Parquet file: {error}") from None
-        metadata = table.schema.metadata or {}
+        metadata = file.metadata.metadata or {}
         version = json.loads(metadata[_METADATA_KEY])["version"] if _METADATA_KEY in metadata else None
         if version != PLAN_VERSION:
             found = "no plan" if version is None else f"a plan of version {version}"
             raise UsageError(f"{origin}: holds {found}; this program reads plans of version {PLAN_VERSION}")
-        plan = cls(table)
-        plan.__dict__["_bytes"] = data
-        return plan
-
-    @classmethod
-    def read(cls, path: str | Path) -> Plan:
-        """Reads a plan's file."""
-        path = Path(path)
-        if not path.is_file():
-            raise UsageError(f"{path}: no such plan; `mvd-offline plan` writes one")
-        return cls.from_bytes(path.read_bytes(), str(path))
+        return cls(file, content)
 
     @cached_property
     def sha256(self) -> str:
         """Of the plan's bytes: part of a store's identity."""
-        return hashlib.sha256(self._bytes).hexdigest()
+        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -166,16 +181,37 @@ class Plan:
     @cached_property
     def view_ids(self) -> NDArray[np.int64]:
         """Every view that exists, ascending."""
-        return self._table["view_id"].to_numpy()
+        starts = np.arange(self.groups) * self._group_height
+        return (starts[:, None] + np.arange(self._group_rows)).reshape(-1)
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
         """Label of each of `view_ids`; -1 where none is known."""
-        return self._table["label"].to_numpy()
+        labels: NDArray[np.int32] = self._column("label").to_numpy()
+        return labels
+
+    @cached_property
+    def ok(self) -> NDArray[np.bool_]:
+        """Whether the scan could read the video of each of `view_ids`."""
+        return np.asarray(pc.equal(self._column("status"), "ok"))
+
+    def counts(self) -> dict[str, int]:
+        """Views by status."""
+        found = self._column("status").value_counts().to_pylist()
+        return {one["values"]: one["counts"] for one in found}
+
+    def load(self) -> Plan:
+        """Read every view now, for who will want them in any order; returns the plan itself.
+
+        Processes that are forked afterwards share what is there, and would each read it by itself otherwise.
+        """
+        for number in range(self._metadata.num_row_groups):
+            self._block(number)
+        return self
 
     def __len__(self) -> int:
         """Number of views, gaps not counted."""
-        return len(self._table)
+        return self._group_rows * self.groups
 
     def __contains__(self, view_id: object) -> bool:
         return isinstance(view_id, int | np.integer) and self._exists(int(view_id))
@@ -188,7 +224,9 @@ class Plan:
         if view_id not in self:
             raise KeyError(f"view {view_id} does not exist: the plan has {len(self)} views in {self.rows} rows")
         group, position = divmod(view_id, self._group_height)
-        row = {name: column[group * self._group_rows + position].as_py() for name, column in self._columns.items()}
+        number, place = divmod(group * self._group_rows + position, BLOCK_ROWS)
+        block = self._block(number)
+        row = {name: block.column(name)[place].as_py() for name in _SCHEMA.names}
         crop = CropBox(*(row.pop(f"crop_{side}") for side in "xywh"))
         return View(
             **row | {"crop": crop, "frame_indices": tuple(row["frame_indices"]), "decoder": row["decoder"] or None}
@@ -204,8 +242,8 @@ class Plan:
     def shard_view_ids(self, shard: int) -> NDArray[np.int64]:
         """Views of a shard that exist, ascending."""
         first = shard * self.rows_per_shard
-        start, stop = np.searchsorted(self.view_ids, (first, first + self.rows_per_shard))
-        return self.view_ids[start:stop]
+        end = first - first % self._group_height + self._group_rows
+        return np.arange(first, min(first + self.rows_per_shard, end))
 
     @property
     def _group_rows(self) -> int:
@@ -213,62 +251,30 @@ class Plan:
 
     @property
     def _group_height(self) -> int:
-        return -(-self._group_rows // self.rows_per_shard) * self.rows_per_shard
+        return _group_height(self._group_rows, self.rows_per_shard)
 
     def _exists(self, view_id: int) -> bool:
         return 0 <= view_id < self.rows and view_id % self._group_height < self._group_rows
 
-    @cached_property
-    def _columns(self) -> dict[str, pa.Array]:
-        return {name: self._table[name].combine_chunks() for name in self._table.column_names}
+    def _block(self, number: int) -> pa.Table:
+        """A row group of the file. It stays: views are asked for in any order."""
+        if number not in self._blocks:
+            self._blocks[number] = self._reader().read_row_group(number, use_threads=False)
+        return self._blocks[number]
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        return self._reader().read([name], use_threads=False)[name]
+
+    def _reader(self) -> pq.ParquetFile:
+        # One for each call: threads cannot share one. Without the pool that reads ahead, as it must not exist before a
+        # loader forks.
+        return pq.ParquetFile(self._content, metadata=self._metadata, pre_buffer=False)
 
 
-def draw_view(video: Video, section: ViewSection, group: int, segment: int = 0) -> dict[str, Any]:
-    """A view's columns except its place in the table: a function of seed, video, group and segment alone.
-
-    Args:
-        segment: which of the video's `section.num_sample` clips.
-    """
-    view: dict[str, Any] = {
-        "video_id": video.video_id,
-        "path": video.path,
-        "label": video.label,
-        "group": group,
-        "frame_indices": (),
-        "crop": CropBox(0, 0, 0, 0),
-        "flip": False,
-        "width": video.width,
-        "height": video.height,
-        "frames": video.frames,
-        "status": video.status,
-        "detail": video.detail,
-        "decoder": video.decoder,
-    }
-    if video.status != "ok":
-        return view
-    key = (group, segment) if section.num_sample > 1 else (group,)
-    stream = KeyedStream("view", section.seed, video.video_id, *key)
-    span = section.frames * section.stride
-    first = distillation_first_frame(video.frames, span, stream, segment, section.num_sample)
-    view["frame_indices"] = distillation_indices(video.frames, first, section.frames, section.stride)
-    view["crop"] = _draw_crop(video, section, stream)
-    view["flip"] = draw_flip(section.flip, stream)
-    return view
+def _group_height(rows: int, rows_per_shard: int) -> int:
+    """Rows of a group in the store's table, the gap at its end included."""
+    return -(-rows // rows_per_shard) * rows_per_shard
 
 
-def _draw_crop(video: Video, section: ViewSection, stream: KeyedStream) -> CropBox:
-    if section.crop == "multiscale":
-        return draw_multiscale_crop(video.width, video.height, section.image_size, stream, section.crop_scales)
-    if section.crop == "random_resized":
-        return random_resized_crop_box(video.width, video.height, stream, area=section.crop_area)
-    return center_crop(video.width, video.height)
-
-
-def _row(view: dict[str, Any], view_id: int, rows_per_shard: int) -> dict[str, Any]:
-    crop: CropBox = view.pop("crop")
-    corners = {"crop_x": crop.x, "crop_y": crop.y, "crop_w": crop.w, "crop_h": crop.h}
-    return view | corners | {"view_id": view_id, "shard": view_id // rows_per_shard}
-
-
-def _order_key(seed: int, video_id: str) -> bytes:
-    return hashlib.sha256(f"order\x1f{seed}\x1f{video_id}".encode()).digest()
+def _as_array(values: pa.Array | NDArray[Any], kind: pa.DataType) -> pa.Array:
+    return (values if isinstance(values, pa.Array) else pa.array(values)).cast(kind)

@@ -34,6 +34,15 @@ def test_a_stream_depends_on_every_part_of_its_key_and_on_its_type() -> None:
     assert len(first_draws) == len(keys)
 
 
+def test_a_stream_that_is_restarted_is_the_stream_of_its_new_key() -> None:
+    stream = KeyedStream("before")
+    for key in (("view", 0, "a.mp4", 0), ("mask", 1, 2), ("view", 0, "a.mp4", 0)):
+        stream.below(7)
+        fresh = KeyedStream(*key)
+        stream.restart(*key)
+        assert [stream.torch_seed() for _ in range(9)] == [fresh.torch_seed() for _ in range(9)]
+
+
 def test_streams_do_not_disturb_each_other() -> None:
     alone = [KeyedStream("a").below(100), KeyedStream("b").below(100)]
     a, b = KeyedStream("a"), KeyedStream("b")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from mvd_offline.video.sampling import (
     dense_indices_until,
     dense_test_indices,
     dense_train_indices,
+    distillation_clips,
     distillation_first_frame,
     distillation_indices,
     uniform_test_indices,
@@ -35,6 +37,13 @@ def test_distillation_frames_are_the_official_ones(case: dict[str, Any]) -> None
 @pytest.mark.parametrize("frames", [1, 2, 5])
 def test_a_video_of_at_most_five_frames_repeats_its_first(frames: int) -> None:
     assert distillation_indices(frames, 0) == (0,) * 16
+
+
+@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 299)), max_size=8), st.integers(1, 9), st.integers(1, 40))
+def test_many_clips_at_once_are_those_one_by_one(clips: list[tuple[int, int]], frames: int, stride: int) -> None:
+    starts = [(length, first % length) for length, first in clips]
+    found = distillation_clips(*np.array(starts, np.int32).reshape(-1, 2).T, frames, stride)
+    assert list(map(tuple, found.tolist())) == [distillation_indices(*start, frames, stride) for start in starts]
 
 
 def test_sixteen_frames_give_four_different_ones() -> None:

@@ -242,6 +242,22 @@ def test_videos_that_cannot_be_read_keep_a_row_with_their_reason() -> None:
     assert caught.value.status == "unreadable"
 
 
+def test_a_plan_that_is_read_says_what_the_one_that_was_drawn_says(tmp_path: Path) -> None:
+    broken = video(7, status="unreadable", detail="no moov", frames=0, width=0, height=0, decoder="")
+    drawn = Plan.from_catalog(
+        Catalog((video(1), broken, video(2, label=5)), Path("/videos")), TINY.model_copy(update={"groups": 2}), 2
+    )
+    (tmp_path / "plan.parquet").write_bytes(drawn.to_bytes())
+    for plan in (Plan.read(tmp_path / "plan.parquet"), Plan.read(tmp_path / "plan.parquet").load()):
+        assert list(plan) == list(drawn)
+        assert (plan.sha256, plan.to_bytes()) == (drawn.sha256, drawn.to_bytes())
+        views = list(drawn)
+        assert plan.view_ids.tolist() == [view.view_id for view in views]
+        assert plan.ok.tolist() == [view.status == "ok" for view in views]
+        assert plan.labels.tolist() == [view.label for view in views]
+        assert plan.counts() == {"ok": 4, "unreadable": 2}
+
+
 def test_views_that_do_not_exist_are_refused() -> None:
     plan = Plan.from_catalog(catalog(0, 1, 2), TINY, 4)
     for view_id in (-1, 3, 4):
