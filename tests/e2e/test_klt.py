@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -20,11 +21,12 @@ from mvd_offline.shards import open_store
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
-# 32 tokens a view and 24 views: as many as the 192 channels of the smallest teacher need.
+# 32 tokens a view and 48 views: of half of them the 192 channels of the smallest teacher can be learnt.
 KLT: dict[str, Any] = {
     "store.codec": "klt",
     "store.klt": {"relative_error": 0.05},
     "view.image_size": 64,
+    "view.groups": 4,
     "optim.stop_after_epochs": 1,
 }
 
@@ -127,3 +129,29 @@ def test_a_lost_basis_is_found_and_nothing_false_is_read(planned: Path, tmp_path
     main(["shards", "verify", str(tmp_path / "store"), "--level", "full", "--repair"])
     assert main(["shards", "verify", str(tmp_path / "store"), "--level", "full"]) == 0
     assert path.read_bytes() == (planned / "store" / "video" / "basis.npy").read_bytes()
+
+
+def test_codecs_are_compared_on_rows_of_a_store(planned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "codecs", str(planned / "exact"), "--column", "video", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    points = {point["codec"]: point for point in found["points"]}
+    assert list(points) == [
+        "float32",
+        "float16",
+        "bfloat16",
+        "int8",
+        "klt-0.02",
+        "klt-0.04",
+        "klt-0.08",
+        "klt-0.12",
+        "klt-0.16",
+    ]
+    assert (found["rows"], found["learnt_from"]) == (24, 24)
+    assert points["float32"]["relative_error"]["high"] == 0
+    assert points["float16"]["smaller_than_float16"] == 1
+    errors = [points[f"klt-{error}"]["relative_error"]["median"] for error in (0.02, 0.04, 0.08)]
+    sizes = [points[f"klt-{error}"]["row_bytes"] for error in (0.02, 0.04, 0.08)]
+    assert errors == sorted(errors)
+    assert sizes == sorted(sizes, reverse=True)
+    assert main(["bench", "codecs", str(planned / "store")]) == 2
+    assert "give a store in float32 or float16" in " ".join(capsys.readouterr().err.split())
