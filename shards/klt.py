@@ -8,7 +8,8 @@ which components of less variance than the step can tell get no bits at all. Wha
 A basis is learnt once for a column and is a file of it, `basis.npy`: float32 (K + 1, D), first the mean of the
 features, then the K components, each as long as the step. The codec's name has the relative error that was asked for,
 and the sha256 of that file. A coded array is int16 (N, K), and its values x = integers @ components + mean. A payload
-is the zstd frame of the integers' lower bytes, component after component, and then their upper bytes.
+is the zstd frame of the lower bytes of the integers u, component after component, and then of their upper bytes, where
+u = 0, 1, 2, 3, 4 stands for 0, -1, 1, -2, 2 and so on: small integers of either sign have an upper byte of zero.
 """
 
 from __future__ import annotations
@@ -140,8 +141,8 @@ class KltPacking:
 
     def pack(self, values: NDArray[Any]) -> bytes:
         """Coded (N, K)."""
-        columns = np.ascontiguousarray(values.T, "<i2").view(np.uint8).reshape(-1, 2)
-        packed: bytes = self._zstd.encode(np.ascontiguousarray(columns.T))
+        folded = np.ascontiguousarray(((values << 1) ^ (values >> 15)).T, "<i2")
+        packed: bytes = self._zstd.encode(np.ascontiguousarray(folded.view(np.uint8).reshape(-1, 2).T))
         return packed
 
     def unpack(self, payload: memoryview, out: NDArray[Any]) -> None:
@@ -153,7 +154,8 @@ class KltPacking:
             self._zstd.decode(payload, planes)
         except (RuntimeError, ValueError, IndexError) as error:
             raise CodecError(f"the payload is no zstd frame of {planes.nbytes} bytes ({error})") from None
-        out[...] = np.ascontiguousarray(planes.transpose(1, 2, 0)).view("<i2")[..., 0].T
+        folded = np.ascontiguousarray(planes.transpose(1, 2, 0)).view("<u2")[..., 0].T
+        out[...] = (folded >> 1).astype(np.int16) ^ -(folded & 1).astype(np.int16)
 
 
 def _content_size(frame: memoryview) -> int | None:
