@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mvd_offline.cli.bench_clips import clips
+from mvd_offline.cli.bench_codecs import codecs
 from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
@@ -349,3 +350,4 @@ def _add_reading(table: Table, reading: Reading, *, first: bool) -> None:
 
 
 app.command()(clips)
+app.command()(codecs)

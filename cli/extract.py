@@ -49,7 +49,7 @@ def extract(
         ),
     ] = None,
     codec: Annotated[
-        Literal["float32", "float16", "bfloat16", "int8"] | None,
+        Literal["float32", "float16", "bfloat16", "int8", "klt"] | None,
         typer.Option(help="Codec of a column that is added.", show_default=False),
     ] = None,
     precision: Annotated[

@@ -1,14 +1,19 @@
 """The store's codecs on tensors: where teachers run is where features are coded, and decoded where the student trains.
 
-The arithmetic is that of `shards.codecs`, to the bit, on any device; there are batches of rows here.
+The arithmetic is that of `shards.codecs`, to the bit, on any device (but for the matrix products of `klt`, whose sums
+devices round in their own order); there are batches of rows here.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from mvd_offline.shards.codecs import INT8_EXPONENTS, INT8_SCALE_BYTES, INT8_STEPS, CodingError
+from mvd_offline.shards.codecs import INT8_EXPONENTS, INT8_SCALE_BYTES, INT8_STEPS, CodingError, get_codec
+from mvd_offline.shards.klt import LIMIT as KLT_LIMIT
+from mvd_offline.shards.klt import KltCodec
 
 
 def encode(features: Tensor, codec: str) -> Tensor:
@@ -18,6 +23,9 @@ def encode(features: Tensor, codec: str) -> Tensor:
     """
     if codec == "int8":
         return _encode_int8(features)
+    if codec.startswith("klt-"):
+        mean, _, projections = _basis(codec, features.device)
+        return torch.matmul(features - mean, projections).round().clamp(-KLT_LIMIT, KLT_LIMIT).to(torch.int16)
     return features.to({"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[codec])
 
 
@@ -29,11 +37,29 @@ def decode(coded: Tensor, codec: str) -> Tensor:
     if codec == "int8":
         width = coded.shape[-1] - INT8_SCALE_BYTES
         return coded[:, :-1, :width] * _scales(coded) * _powers(coded[:, -1:, :width].int())
+    if codec.startswith("klt-"):
+        mean, components, _ = _basis(codec, coded.device)
+        return torch.matmul(coded.float(), components) + mean
     return coded.float()
 
 
+@lru_cache(maxsize=16)
+def _basis(codec: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (D,), components (K, D) and projections (D, K) of a basis, on the device."""
+    found = get_codec(codec)
+    assert isinstance(found, KltCodec)
+    arrays = (found.basis.mean, found.basis.components, found.basis.projections)
+    mean, components, projections = (torch.from_numpy(array).to(device) for array in arrays)
+    return mean, components, projections
+
+
 def is_finite(coded: Tensor) -> Tensor:
-    """Whether each row (B,) holds finite values only: False where the features, or the codec's rounding, overflowed."""
+    """Whether each row (B,) holds finite values only: False where the features, or the codec's rounding, overflowed.
+
+    The integers of codec `klt` do not tell: look at the features.
+    """
+    if coded.dtype == torch.int16:
+        return torch.ones(len(coded), dtype=torch.bool, device=coded.device)
     if coded.dtype == torch.int8:
         return _scales(coded).isfinite().all(dim=(1, 2))
     return coded.isfinite().all(dim=(1, 2))

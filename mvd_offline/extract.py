@@ -91,7 +91,7 @@ def extract(
     paths = {**read_local(store_dir).teachers, **given}
     added: list[str] = []
     if accelerator.is_main_process:
-        added = [*(add_clips(store) if bake else ()), *add_columns(store, given, options)]
+        added = [*(add_clips(store) if bake else ()), *add_columns(store, given, options, root)]
         store.clean_temporary()
         videos = None if root is None else root.resolve()
         update_local(store_dir, lambda local: replace(local, videos_root=videos or local.videos_root, teachers=paths))

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from mvd_offline.costs.models import distill_step, momentum_flops
 from mvd_offline.costs.teachers import teacher_cost
 from mvd_offline.errors import UsageError
+from mvd_offline.extraction.learning import learn_codec, load_as_planned, sample_clips
 from mvd_offline.hours import Hours, estimated, hours_of
 from mvd_offline.local import absolute_weights, update_local
 from mvd_offline.models.teachers import Teacher, teacher_for
 from mvd_offline.recipe import DistillRecipe, StoreSection, TeacherName, ViewSection
+from mvd_offline.shards.codecnames import codec_family
 from mvd_offline.shards.codecs import CODECS, get_codec
+from mvd_offline.shards.creation import read_header
+from mvd_offline.shards.klt import KltCodec
 from mvd_offline.shards.schema import ColumnSpec, StoreHeader
 from mvd_offline.shards.store import Store, create_store
 from mvd_offline.video.baking import clips_column
@@ -58,9 +65,9 @@ def plan_store(recipe: DistillRecipe, *, catalog_path: Path, store_dir: Path) ->
         raise UsageError(
             f"{catalog_path} has no readable video among {len(catalog.videos)}; see `mvd-offline videos scan`."
         )
-    columns = [
-        column_of(recipe, name, teacher_for(section, recipe.view, name)) for name, section in recipe.teachers.items()
-    ]
+    teachers = {name: teacher_for(section, recipe.view, name) for name, section in recipe.teachers.items()}
+    codecs = _codecs(recipe, teachers, catalog, store_dir)
+    columns = [column_of(recipe, name, teacher, codecs[name]) for name, teacher in teachers.items()]
     if (bake := recipe.store.bake) is not None:
         columns.append(clips_column(recipe.view.frames, recipe.view.image_size, bake.codec, recipe.store.container))
     weights = {recipe.column(name): absolute_weights(section.weights) for name, section in recipe.teachers.items()}
@@ -100,13 +107,43 @@ def make_store(
     return store
 
 
-def column_of(recipe: DistillRecipe, name: TeacherName, teacher: Teacher) -> ColumnSpec:
-    """The store's column for a teacher."""
+def _codecs(
+    recipe: DistillRecipe, teachers: Mapping[TeacherName, Teacher], catalog: Catalog, store_dir: Path
+) -> dict[TeacherName, str]:
+    """Names of the columns' codecs; a basis of `klt` that the store does not have yet is learnt.
+
+    Raises as `learn_codec`.
+    """
+    section = recipe.store
+    found: dict[TeacherName, str] = {}
+    if (store_dir / "store.json").is_file():
+        columns = read_header(store_dir).columns
+        stored = {name: columns[recipe.column(name)].codec for name in teachers if recipe.column(name) in columns}
+        found = {name: codec for name, codec in stored.items() if codec_family(codec) == section.codec_family}
+    missing = [name for name in teachers if name not in found]
+    if section.codec != "klt" or not missing:
+        return {**dict.fromkeys(missing, section.codec), **found}
+    plan = Plan.from_catalog(catalog, recipe.view, section.rows_per_shard)
+    load = partial(
+        load_as_planned,
+        root=catalog.root,
+        image_size=recipe.view.image_size,
+        sizes=sorted({teachers[name].image_size for name in missing}),
+        bake=section.bake.codec if section.bake else None,
+    )
+    clips = sample_clips(plan, section.klt.sample_views, load)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    learnt = {name: learn_codec(teachers[name].to(device), clips, section.klt, section.batch_rows) for name in missing}
+    return {**found, **learnt}
+
+
+def column_of(recipe: DistillRecipe, name: TeacherName, teacher: Teacher, codec: str) -> ColumnSpec:
+    """The store's column for a teacher; `codec` is the full name."""
     return ColumnSpec(
         name=recipe.column(name),
         tokens=recipe.view.grid.num_tokens,
         width=teacher.width,
-        codec=recipe.store.codec,
+        codec=codec,
         container=recipe.store.container,
         source=teacher.identity(),
         max_relative_error=recipe.store.max_relative_error,
@@ -132,8 +169,11 @@ def estimate(recipe: DistillRecipe, store: Store, sustained_tflops: float = 100.
         shards=store.shard_count,
         grid=str(recipe.view.grid),
         teachers={spec.name: describe(spec) for spec in columns.values()},
-        bytes_by_codec={name: good * _row_bytes(name, list(columns.values())) for name in CODECS},
-        codec=recipe.store.codec,
+        bytes_by_codec={
+            **{name: good * _row_bytes(name, list(columns.values())) for name in CODECS},
+            recipe.store.codec_family: good * sum(_stored_row_bytes(store, c.name) for c in columns.values()),
+        },
+        codec=recipe.store.codec_family,
         sustained_tflops=sustained_tflops,
         hours=hours_of(
             recipe,
@@ -144,7 +184,7 @@ def estimate(recipe: DistillRecipe, store: Store, sustained_tflops: float = 100.
         ),
         clips_per_second=clips_per_second,
         read_megabytes_per_second=clips_per_second
-        * _row_bytes(recipe.store.codec, [columns[name] for name in recipe.active_teachers])
+        * sum(_stored_row_bytes(store, columns[name].name) for name in recipe.active_teachers)
         / 1e6,
         break_even_epoch=extraction / (clips_per_epoch * active) if active and clips_per_epoch else 0.0,
     )
@@ -162,6 +202,12 @@ def describe(column: ColumnSpec) -> str:
     source, arch = column.source, column.source["architecture"]
     size = f"width {arch['width']}, depth {arch['depth']}, heads {arch['heads']}, {source['image_size']} px"
     return f"{size}, {source['precision']}, sha256 {source['weights_sha256']}"
+
+
+def _stored_row_bytes(store: Store, column: str) -> int:
+    """Of one row as the store has it: measured where its rows have lengths of their own, on rows or on the sample."""
+    codec = get_codec(store.header.columns[column].codec)
+    return store.row_bytes(column) or (codec.typical_bytes if isinstance(codec, KltCodec) else None) or 0
 
 
 def _row_bytes(codec: str, columns: Sequence[ColumnSpec]) -> int:

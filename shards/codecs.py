@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from mvd_offline.shards.errors import CodecError
 from mvd_offline.shards.jpeg import JpegCodec
+from mvd_offline.shards.klt import KltCodec
 
 if sys.byteorder != "little":
     raise ImportError("mvd_offline.shards stores little-endian values and runs on little-endian machines only")
@@ -239,16 +240,18 @@ CODECS: Final[dict[str, Codec]] = {
     "bfloat16": _BFloat16("bfloat16", "<u2", BFLOAT16_NAN, 0x7F80),
     "int8": _Int8(),
 }
-"""Those of features; codecs of clips are named by their settings (see `jpeg`)."""
+"""Those that need nothing but their name. A column's codec may also be one of clips, named by its settings (see
+`jpeg`), or one in a basis that was learnt (see `klt`)."""
 
 
 def get_codec(name: str) -> Codec:
     """The codec of that name; an unknown one is an error that lists the known."""
     if name in CODECS:
         return CODECS[name]
-    if (clips := JpegCodec.named(name)) is not None:
-        return clips
-    raise CodecError(f"codec {name!r} is unknown; known: {', '.join(CODECS)}, and jpeg-95-444 for clips")
+    for kind in (JpegCodec, KltCodec):
+        if (found := kind.named(name)) is not None:
+            return found
+    raise CodecError(f"codec {name!r} is unknown; known: {', '.join(CODECS)}, klt, and jpeg-95-444 for clips")
 
 
 # ---- what coding costs -------------------------------------------------------------------------------------------

@@ -185,6 +185,10 @@ _NOTES: Final = {
         "a row of each token: D integers and a float32 scale; the last row: D exponents; "
         "value = integer * scale of its token * 2 ** exponent of its channel"
     ),
+    "klt": (
+        "a value: zstd of uint16 (K, tokens), lower bytes and then upper bytes, 0, 1, 2, ... for 0, -1, 1, ...; "
+        "features = integers.T @ basis[1:] + basis[0], with basis.npy of this folder"
+    ),
     "jpeg": "a value: the length of each frame as little-endian uint32, then the frames, a JPEG each",
 }
 

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from mvd_offline.shards import atomic
 from mvd_offline.shards.claims import store_lock
+from mvd_offline.shards.codecnames import codec_family
+from mvd_offline.shards.codecs import get_codec
 from mvd_offline.shards.containers import get_container
 from mvd_offline.shards.errors import CorruptionError, IdentityError, NotAStoreError, StoreError, restore_identity
+from mvd_offline.shards.klt import BASIS_FILE, KltCodec, read_basis
 from mvd_offline.shards.schema import QUARANTINE, CommitRecord, StoreHeader, all_differences, list_differences
 
 LOCAL_FILE: Final = "local.json"
@@ -60,7 +63,19 @@ def read_header(root: Path) -> StoreHeader:
             f"{root} holds no store (no store.json). `mvd-offline plan RECIPE --store {root}` makes one."
         )
     repair = restore_identity(root)
-    return StoreHeader.from_bytes(read_file(path, repair), str(path), repair)
+    header = StoreHeader.from_bytes(read_file(path, repair), str(path), repair)
+    read_bases(root, header)
+    return header
+
+
+def read_bases(root: Path, header: StoreHeader) -> None:
+    """Let this process know the bases that columns are coded in.
+
+    Raises CorruptionError.
+    """
+    for column in header.columns.values():
+        if codec_family(column.codec) != column.codec:
+            read_basis(root / column.name / BASIS_FILE, column.codec, restore_identity(root))
 
 
 def _merged(root: Path, existing: StoreHeader, wanted: StoreHeader) -> StoreHeader:
@@ -185,11 +200,16 @@ def publish_column_files(root: Path, header: StoreHeader) -> None:
 
 def column_files(header: StoreHeader) -> Mapping[str, bytes]:
     """Path below the root and content of every file that describes a column to other software."""
-    return {
+    files = {
         f"{column.name}/{name}": data
         for column in header.columns.values()
         for name, data in get_container(column.container).column_files(header, column).items()
     }
+    for column in header.columns.values():
+        codec = get_codec(column.codec)
+        if isinstance(codec, KltCodec):
+            files[f"{column.name}/{BASIS_FILE}"] = codec.basis.data
+    return files
 
 
 def holds(path: Path, data: bytes | memoryview) -> bool:

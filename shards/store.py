@@ -28,6 +28,7 @@ from mvd_offline.shards.containers import ShardLayout, get_container
 from mvd_offline.shards.creation import (
     plan_views,
     prepare_folder,
+    read_bases,
     read_file,
     read_header,
     some,
@@ -118,6 +119,7 @@ class Store:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        read_bases(self.root, self.header)  # it may be another process
         self._reader = RowReader(self.root, self.header)
 
     # ---- what it is ----------------------------------------------------------------------------------------------

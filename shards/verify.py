@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from mvd_offline.shards import atomic
-from mvd_offline.shards.creation import LOCAL_FILE, column_files, read_file
+from mvd_offline.shards.creation import LOCAL_FILE, column_files, read_bases, read_file
 from mvd_offline.shards.errors import (
     CorruptionError,
     MissingRowError,
@@ -154,9 +154,11 @@ class _Check:
         if not path.exists() and not (self.root / "commits").is_dir():
             raise NotAStoreError(f"{self.root} holds no store (no store.json).")
         try:
-            self.store = Store(self.root, StoreHeader.from_bytes(read_file(path), str(path)))
+            header = StoreHeader.from_bytes(read_file(path), str(path))
+            read_bases(self.root, header)
+            self.store = Store(self.root, header)
         except CorruptionError as error:
-            yield self._lost(f"store.json cannot be used, so nothing else was checked: {error}")
+            yield self._lost(f"the store's identity cannot be used, so nothing else was checked: {error}")
             return
         except StoreError as error:  # another release's
             what = "store.json cannot be used, so nothing else was checked"

@@ -26,12 +26,12 @@ from mvd_offline.bench.damage import Damage, copy_over
 from mvd_offline.bench.measure import machine
 from mvd_offline.errors import UsageError
 from mvd_offline.progress import WorkProgress
-from mvd_offline.shards.codecs import CODECS
+from mvd_offline.shards.codecs import CODECS, CodingError, get_codec
 from mvd_offline.shards.containers import CONTAINERS
 from mvd_offline.shards.creation import LOCAL_FILE
 from mvd_offline.shards.errors import MissingRowError, MvdError
 from mvd_offline.shards.repair import Repaired, repair
-from mvd_offline.shards.schema import QUARANTINE, ColumnSpec, StoreHeader
+from mvd_offline.shards.schema import CLIPS, QUARANTINE, ColumnSpec, StoreHeader
 from mvd_offline.shards.store import Store, create_store, open_store
 from mvd_offline.shards.verify import verify
 
@@ -182,7 +182,7 @@ def remake(store: Store, pristine: Store, column: str, shard: int) -> None:
     with store.write_shard(column, shard, producer=record.producer) as writer:
         for row in record.rows:
             if row.status == "ok":
-                writer.keep(row, pristine.read_coded(column, [row.view_id]).tobytes())
+                writer.keep(row, pristine.read_payloads(column, [row.view_id])[0])
             else:
                 writer.fail(row.view_id, row.status, row.detail)
 
@@ -206,7 +206,7 @@ class Reads:
             for view in pristine.view_ids.tolist()
         }
         self._places = {
-            (column, view): (pristine.shard_path(column, shard).relative_to(pristine.root), pristine.status(column))
+            (column, view): (pristine.shard_path(column, shard).relative_to(pristine.root), pristine)
             for column, view in self._wanted
             for shard in (view // pristine.header.rows_per_shard,)
         }
@@ -264,10 +264,11 @@ class Reads:
 
     def _is_whole(self, root: Path, column: str, view: int) -> bool:
         """Whether the file still holds the payload in its place."""
-        path, index = self._places[column, view]
-        start = int(index.offset[view])
+        path, pristine = self._places[column, view]
+        start = int(pristine.status(column).offset[view])
+        (payload,) = pristine.read_payloads(column, [view])
         data = (root / path).read_bytes() if (root / path).is_file() else b""
-        return data[start : start + int(index.length[view])] == self._wanted[column, view]
+        return data[start : start + payload.nbytes] == payload
 
 
 # ---- a store to damage -------------------------------------------------------------------------------------------
@@ -277,10 +278,12 @@ ROWS_PER_SHARD: Final = 4
 VIEWS: Final = (0, 1, 2, 3, 4, 5, 6, 8, 9, 10)
 """Three shards; row 7 is a gap, the last shard is short."""
 FAILED: Final = {2: "unreadable", 9: "timeout"}
+CLIPS_CODEC: Final = "jpeg-90-444"
 
 
 def make_store(root: Path, *, tokens: int = 6, width: int = 5) -> Store:
-    """A sealed store with a column for each container and codec, rows that failed, a gap and a short last shard."""
+    """A sealed store with a column for each container and codec, clips too, rows that failed, a gap and a short last
+    shard."""
     views = np.array(VIEWS, np.int64)
     plan = io.BytesIO()
     pq.write_table(pa.table({"view_id": views, "shard": (views // ROWS_PER_SHARD).astype(np.int32)}), plan)
@@ -288,6 +291,10 @@ def make_store(root: Path, *, tokens: int = 6, width: int = 5) -> Store:
         ColumnSpec(f"{container}_{codec}", tokens, width, codec, container, {"kind": "drawn"})
         for container in CONTAINERS
         for codec in CODECS
+    ]
+    columns += [
+        ColumnSpec(f"{container}_{CLIPS}", tokens=2, width=16, codec=CLIPS_CODEC, container=container, source={})
+        for container in CONTAINERS
     ]
     header = StoreHeader(
         plan_sha256=hashlib.sha256(plan.getvalue()).hexdigest(),
@@ -313,5 +320,11 @@ def _fill(store: Store, column: str, shard: int) -> None:
             if view in FAILED:
                 writer.fail(view, FAILED[view], "drawn")
                 continue
-            features = np.random.default_rng([view, *column.encode()]).standard_normal((spec.tokens, spec.width))
-            writer.add(view, features.astype(np.float32), pixels=f"{view + 1:016x}", decoder="drawn")
+            drawn, seen = np.random.default_rng([view, *column.encode()]), {"pixels": f"{view + 1:016x}"}
+            packing = get_codec(spec.codec).packing
+            if packing is None:
+                features = drawn.standard_normal((spec.tokens, spec.width)).astype(np.float32)
+                writer.add(view, features, decoder="drawn", **seen)
+            else:
+                clip = drawn.integers(0, 256, get_codec(spec.codec).shape(spec.tokens, spec.width)).astype(np.uint8)
+                writer.add_packed(view, packing.pack(clip), CodingError(0.1, 0.9, 0.9, 9.0), decoder="drawn", **seen)

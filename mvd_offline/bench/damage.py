@@ -58,8 +58,11 @@ def parts_of(store: Store) -> dict[str, list[Part]]:
 
 
 def _zarr_parts(path: Path, record: CommitRecord, rows_per_shard: int) -> Iterator[tuple[str, int, int]]:
+    end = 0
     for row in record.rows:
         if row.status == "ok":
+            yield "header of a value", end, row.offset
+            end = row.offset + row.length + CRC_BYTES
             yield "payload", row.offset, row.offset + row.length
             yield "crc32c of a row", row.offset + row.length, row.offset + row.length + CRC_BYTES
     yield "index", record.size - rows_per_shard * SLOT_BYTES - CRC_BYTES, record.size

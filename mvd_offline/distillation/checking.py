@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvd_offline.recipe import DistillRecipe
-from mvd_offline.shards.schema import CLIPS, NOTHING, Difference, all_differences
+from mvd_offline.shards.codecnames import codec_family
+from mvd_offline.shards.schema import CLIPS, NOTHING, ColumnSpec, Difference, all_differences
 from mvd_offline.shards.store import Store
 from mvd_offline.targets import check_teachers
 
@@ -37,7 +38,7 @@ def check_store(recipe: DistillRecipe, store: Store, *, free_views: bool = False
     view = all_differences(recipe.view.model_dump(mode="json"), store.header.view)
     free = ("seed", "groups") if free_views else ()
     differences = [found._replace(field=f"view.{found.field}") for found in view if found.field not in free]
-    wanted = recipe.store.model_dump(mode="json", exclude={"bake"})
+    wanted = recipe.store.model_dump(mode="json", exclude={"bake", "klt"}) | {"codec": recipe.store.codec_family}
     if recipe.store.bake is not None:
         found = store.header.columns[CLIPS].codec if CLIPS in store.columns else NOTHING
         if found != recipe.store.bake.codec:
@@ -49,7 +50,7 @@ def check_store(recipe: DistillRecipe, store: Store, *, free_views: bool = False
         wanted = {"rows_per_shard": wanted["rows_per_shard"]}
     else:
         kept["max_relative_error"] = _kept_bound(store, names, recipe.store.max_relative_error)
-    columns = [{**vars(store.header), **vars(store.header.columns[name]), **kept} for name in names]
+    columns = [{**vars(store.header), **_facts(store.header.columns[name]), **kept} for name in names]
     for stored in columns:
         for difference in all_differences(wanted, {key: stored[key] for key in wanted}):
             named = difference._replace(field=f"store.{difference.field}")
@@ -57,6 +58,11 @@ def check_store(recipe: DistillRecipe, store: Store, *, free_views: bool = False
             if named not in differences and all(column[difference.field] != difference.ours for column in columns):
                 differences.append(named)
     check_teachers(recipe, store, differences)
+
+
+def _facts(column: ColumnSpec) -> dict[str, Any]:
+    """Of a column, as recipes say them: a codec without the basis that was learnt."""
+    return {**vars(column), "codec": codec_family(column.codec)}
 
 
 def _kept_bound(store: Store, columns: Sequence[str], bound: float | None) -> float | None:

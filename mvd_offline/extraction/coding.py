@@ -38,7 +38,8 @@ class CodedBatch:
             measured = coding_errors(features.double(), decoded.double()).cpu()
         stored = coded.view(torch.uint16) if coded.dtype == torch.bfloat16 else coded
         errors = tuple(as_coding_error(row) for row in measured)
-        return cls(codec, features, stored.cpu().numpy(), errors, tuple(is_finite(coded).tolist()))
+        finite = is_finite(coded) & features.isfinite().all(dim=2).all(dim=1)
+        return cls(codec, features, stored.cpu().numpy(), errors, tuple(finite.tolist()))
 
     def row(self, slot: int) -> tuple[NDArray[Any], CodingError]:
         """What is stored of one row, and what that costs.

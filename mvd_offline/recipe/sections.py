@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from mvd_offline.geometry import TokenGrid
+from mvd_offline.shards.codecnames import klt_family
 
 TeacherName: TypeAlias = Literal["image", "video"]
 TEACHER_NAMES: tuple[TeacherName, ...] = ("image", "video")
@@ -121,11 +122,21 @@ class BakeSection(Section):
         return f"jpeg-{self.quality}-{self.subsampling.replace(':', '')}"
 
 
+class KltSection(Section):
+    """What codec `klt` learns when a store is planned."""
+
+    relative_error: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.08
+    """Of the sample (L2): what its rows may lose."""
+    sample_views: Positive = 64
+    """Views that the teachers are run on."""
+
+
 class StoreSection(Section):
     """How targets are stored."""
 
     container: Literal["zarr", "tar"] = "zarr"
-    codec: Literal["float32", "float16", "bfloat16", "int8"] = "float16"
+    codec: Literal["float32", "float16", "bfloat16", "int8", "klt"] = "float16"
+    klt: KltSection = KltSection()
     rows_per_shard: Positive = 64
     """Views of one shard file: the unit of commit and resume."""
     batch_rows: Positive = 8
@@ -134,6 +145,11 @@ class StoreSection(Section):
     """What coding may cost a row at most (relative L2); `extract` refuses a codec that misses it on the first shard."""
     bake: BakeSection | None = None
     """Keep the clips too: training then reads them instead of decoding videos."""
+
+    @property
+    def codec_family(self) -> str:
+        """The codec's name in a store, but for what is learnt."""
+        return klt_family(self.klt.relative_error) if self.codec == "klt" else self.codec
 
 
 # ---- models ------------------------------------------------------------------------------------------------------
