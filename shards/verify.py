@@ -155,15 +155,19 @@ class _Check:
             raise NotAStoreError(f"{self.root} holds no store (no store.json).")
         try:
             header = StoreHeader.from_bytes(read_file(path), str(path))
-            read_bases(self.root, header)
-            self.store = Store(self.root, header)
         except CorruptionError as error:
-            yield self._lost(f"the store's identity cannot be used, so nothing else was checked: {error}")
+            yield self._lost(f"store.json cannot be used, so nothing else was checked: {error}")
             return
         except StoreError as error:  # another release's
             what = "store.json cannot be used, so nothing else was checked"
             yield Finding("", None, None, what, Remedy.restore, str(error))
             return
+        try:
+            read_bases(self.root, header)
+        except CorruptionError as error:
+            yield self._lost(f"a basis of codec klt cannot be used, so nothing else was checked: {error}")
+            return
+        self.store = Store(self.root, header)
         self.store_id = self.store.store_id
         self._pixels = {name: np.zeros(self.store.header.rows, np.uint64) for name in self.store.columns}
         self._batches: dict[tuple[str, int], pa.RecordBatch] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -262,7 +263,9 @@ def large_plan(path: Path) -> bytes:
     for position, column in enumerate(values):
         table = table.set_column(position, table.schema.field(position), pa.array(column))
     ((key, facts),) = table.schema.metadata.items()
-    return Plan(table.replace_schema_metadata({key: json.dumps(json.loads(facts) | {"videos": ROWS})})).to_bytes()
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({key: json.dumps(json.loads(facts) | {"videos": ROWS})}), sink)
+    return sink.getvalue()
 
 
 def make_large(folder: Path, catalog: Path) -> None:
