@@ -73,13 +73,19 @@ def export_webdataset(
     store = open_store(store_dir, columns=columns)
     # Baked clips are the frames themselves.
     names, plan = store.checked_columns(columns or store.target_columns), Plan.read(store.plan_path)
+    # A view is a sample where it has a row in all of these.
+    needed = names if CLIPS in names or CLIPS not in store.columns else (*names, CLIPS)
+    if not needed:
+        raise UsageError(
+            f"{store_dir} has views and no columns: there is nothing to export. See `mvd-offline extract`."
+        )
     if frames == "npy" and "frames" in names:
         raise UsageError("a column is called frames, as the array of a view's frames would be: give --frames jpg.")
     require_outside(store, out)
     videos = None if frames == "none" or CLIPS in store.columns else resolve_root(store_dir, root)
     rendering = {"frames": frames, "image_size": plan.section.image_size, "classes": list(plan.classes)}
     folder = ExportFolder(out, export_identity(store, "webdataset", names, rendering=rendering))
-    shards = [_Shard.of(store, names, shard) for shard in range(store.shard_count)]
+    shards = [_Shard.of(store, needed, shard) for shard in range(store.shard_count)]
     pending = [shard for shard in shards if not folder.is_done(shard.file, shard.source)]
     summary = ExportSummary(shards_kept=len(shards) - len(pending), rows=sum(len(shard.views) for shard in shards))
     left = sum(len(shard.views) for shard in pending)
@@ -94,8 +100,8 @@ def export_webdataset(
         done = summary.rows - left
         progress = WorkProgress("export", summary.rows, unit="views", done=done, enabled=not quiet)
         stack.enter_context(progress)
-        _write(folder, pending, items, _Samples(store, plan, names, frames), summary, progress, done)
-    failed = _failures(store, plan, names)
+        _write(folder, pending, items, _Samples(store, plan, names, needed, frames), summary, progress, done)
+    failed = _failures(store, plan, needed)
     folder.publish(FAILED_FILE, "".join(f"{json.dumps(line, sort_keys=True)}\n" for line in failed).encode())
     summary.rows_without_target = len(failed)
     return summary
@@ -145,8 +151,10 @@ class _Shard:
 class _Samples:
     """The files of each sample."""
 
-    def __init__(self, store: Store, plan: Plan, columns: Sequence[str], frames: Frames) -> None:
-        self._store, self._plan, self._columns, self._frames = store, plan, columns, frames
+    def __init__(self, store: Store, plan: Plan, columns: Sequence[str], needed: Sequence[str], frames: Frames) -> None:
+        """`columns` are written, and what is said of a view is said of those that are `needed`."""
+        self._store, self._plan, self._frames = store, plan, frames
+        self._columns, self._needed = columns, needed
 
     def members(self, item: FeedItem) -> Iterator[tuple[Buffer, ...]]:
         """Members of the tar, by ascending name."""
@@ -176,7 +184,7 @@ class _Samples:
                 "or export the targets alone with --frames none."
             )
         rendered = item.renderings[self._plan.section.image_size]
-        recorded, found = self._store.pixels_of(view.view_id, self._columns), pixel_hash(rendered.pixels)
+        recorded, found = self._store.pixels_of(view.view_id, self._needed), pixel_hash(rendered.pixels)
         if found != recorded.pixels:
             raise PixelMismatchError(
                 f"view {view.view_id} of video {view.video_id} renders to other pixels than its teachers saw: hash "
@@ -191,8 +199,8 @@ class _Samples:
         fields = dataclasses.asdict(view)
         for name in ("status", "detail", "decoder"):
             del fields[name]
-        records = {name: self._store.status(name).row(view.view_id) for name in self._columns}
-        seen = self._store.pixels_of(view.view_id, self._columns)
+        records = {name: self._store.status(name).row(view.view_id) for name in self._needed}
+        seen = self._store.pixels_of(view.view_id, self._needed)
         classes = self._plan.classes
         return {
             **fields,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mvd_offline.bench.measure import Spread, machine
 from mvd_offline.errors import UsageError
 from mvd_offline.extraction.learning import MOST_TOKENS
+from mvd_offline.shards.codecnames import codec_family
 from mvd_offline.shards.codecs import CODECS, Codec, CodingError, get_codec, measure_error
 from mvd_offline.shards.klt import learn, remember
 from mvd_offline.shards.statistics import spread_rows
@@ -78,7 +79,10 @@ def compare_codecs(
     store = open_store(store_dir, columns=columns)
     points: list[CodecPoint] = []
     learnt_from = measured = 0
-    for column in store.checked_columns(columns or store.target_columns):
+    names = store.checked_columns(columns or store.target_columns)
+    if not names:
+        raise UsageError(f"{store_dir} has no teacher's column, so that there are no features to code.")
+    for column in names:
         _require_exact(store, column)
         ids = spread_rows(store.ok_rows([column]), rows)
         if len(ids) < 2:
@@ -88,7 +92,7 @@ def compare_codecs(
         )
         learnt_from, measured = len(known), len(new)
         for codec in _codecs(known, errors):
-            say(f"{column}: {codec.name[:10]}")
+            say(f"{column}: {codec_family(codec.name)}")
             points.append(_point(column, codec, new))
     return CodecTimes(measured, learnt_from, tuple(points), machine())
 
@@ -129,7 +133,7 @@ def _point(column: str, codec: Codec, rows: Sequence[NDArray[np.float32]]) -> Co
     encode, unpack, decode = (1000 * float(np.median(values)) for values in zip(*times, strict=True))
     return CodecPoint(
         column=column,
-        codec=codec.name.rpartition("-")[0] or codec.name,
+        codec=codec_family(codec.name),
         row_bytes=float(np.mean(sizes)),
         smaller_than_float16=2 * rows[0].size / float(np.mean(sizes)),
         relative_error=Spread.of([error.relative_error for error in lost]),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from mvd_offline.errors import VideoError
 from mvd_offline.recipe import BakeSection, StoreSection
 from mvd_offline.shards.errors import IdentityError
-from mvd_offline.shards.schema import CLIPS, STATUSES
+from mvd_offline.shards.schema import CLIPS
 from mvd_offline.shards.store import Store, create_store
 from mvd_offline.video.baking import clips_column
 from mvd_offline.video.feed import StoredClip
@@ -46,10 +44,8 @@ def stored_clip(store: Store, view: View) -> StoredClip | VideoError | None:
     """What the store holds of a view's clip: a row, or why there is none; None where it is not baked yet."""
     if CLIPS not in store.columns or not store.is_committed(CLIPS, view.shard):
         return None
-    ids = np.array([view.view_id])
     row = store.catch_up(CLIPS, [view.shard]).row(view.view_id)
     if row.status != "ok":
-        assert row.status in STATUSES
         return VideoError(view.path, row.detail, status=row.status)
-    (payload,) = store.read_payloads(CLIPS, ids)
+    (payload,) = store.read_payloads(CLIPS, [view.view_id])
     return StoredClip(payload, row.decoder)

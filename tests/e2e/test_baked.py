@@ -204,6 +204,21 @@ def test_loading_is_timed_from_videos_and_from_the_store(
     assert "has no baked clips" in capsys.readouterr().err
 
 
+def test_a_store_of_clips_alone_is_exported_too_and_has_no_features_to_code(
+    baked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = plan_small(baked / "catalog.parquet", tmp_path / "store", {**STORE, "teachers": {}, "pixels": {}})
+    fill(store, "--root", str(baked / "videos"))
+    assert open_store(store).columns == ("clips",)
+    out = tmp_path / "out"
+    assert main(["shards", "export", str(store), "--webdataset", "--frames", "jpg", "--out", str(out)]) == 0
+    with tarfile.open(out / "000000.tar") as tar:
+        first = [name for name in tar.getnames() if name.startswith("000000000.")]
+    assert [name.partition(".")[2] for name in first] == [*(f"frame0{n}.jpg" for n in range(4)), "view.json"]
+    assert main(["bench", "codecs", str(store)]) == 2
+    assert "no teacher's column" in capsys.readouterr().err
+
+
 def test_exported_frames_are_the_very_files_of_the_store(baked: Path, tmp_path: Path) -> None:
     store = without_videos(baked, tmp_path)
     assert (
