@@ -87,8 +87,9 @@ GOOD = as_file("JPEG")
         (as_payload(GOOD, as_file("PNG"), GOOD), "no JPEG"),
         (as_payload(GOOD, b"", GOOD), "no JPEG"),
         (as_payload(GOOD, GOOD[: len(GOOD) // 2], GOOD), "no JPEG"),
-        (as_payload(GOOD, GOOD, as_file("JPEG", (SIDE, SIDE + 1))), "a frame is RGB"),
-        (as_payload(GOOD, GOOD, as_file("JPEG", mode="L")), "a frame is L"),
+        (as_payload(GOOD, GOOD, as_file("JPEG", (SIDE, SIDE + 1))), "^a frame is YCbCr, 24 x 25, not colours, 24 x 24"),
+        (as_payload(GOOD, GOOD, as_file("JPEG", mode="L")), "^a frame is Gray"),
+        (as_payload(GOOD, GOOD, as_file("JPEG", mode="CMYK")), "^a frame is CMYK"),
     ],
 )
 def test_what_is_no_payload_of_its_own_is_refused(payload: bytes, message: str) -> None:
