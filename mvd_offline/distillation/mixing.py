@@ -114,17 +114,16 @@ class MixedReader:
     def sizes(self, student_size: int) -> tuple[int, ...]:
         return self._readers[0].sizes(student_size)
 
+    def announce(self, view_ids: Sequence[int]) -> None:
+        """`view_ids` are the run's row numbers, as in `read`."""
+        for part, _, views in self._rows.stretches(view_ids):
+            self._readers[part].announce(views)
+
     def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
-        """`view_ids` are the run's row numbers."""
-        parts, views = self._rows.split(view_ids)
-        batch, arrays = self._readers[0].memory(len(views), tokens)
-        # Rows that follow each other in one store are read together.
-        for places in np.split(np.arange(len(parts)), np.flatnonzero(np.diff(parts)) + 1):
-            here = slice(places[0], places[-1] + 1)
-            self._readers[parts[places[0]]].fill(
-                {name: array[here] for name, array in arrays.items()},
-                views[here].tolist(),
-                None if tokens is None else tokens[here],
+        batch, arrays = self._readers[0].memory(len(view_ids), tokens)
+        for part, here, views in self._rows.stretches(view_ids):
+            self._readers[part].fill(
+                {name: array[here] for name, array in arrays.items()}, views, None if tokens is None else tokens[here]
             )
         return batch
 

@@ -16,9 +16,10 @@ from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import DistillMaskSection
 from mvd_offline.targets import TargetReader
 from mvd_offline.training.loop import Batch
+from mvd_offline.training.memory import batch_memory
 from mvd_offline.training.order import BatchRequest
 from mvd_offline.video.masking import draw_decoded, draw_mask
-from mvd_offline.video.views import View, pixel_hash
+from mvd_offline.video.views import pixel_hash
 
 
 @dataclass
@@ -29,61 +30,68 @@ class DistillReader:
     targets: TargetReader
     grid: TokenGrid
     mask: DistillMaskSection
+    frames: int
     image_size: int
     seed: int
     check_fraction: float
     drop_path_sites: int
 
     def __call__(self, request: BatchRequest) -> Batch:
-        masks = np.stack([self._mask(request.epoch, row) for row in request.rows])
-        tokens = self._tokens(request, masks)
+        stream, rows = KeyedStream("reader"), request.rows
+        self.targets.announce(rows)
+        masks = np.stack([self._mask(stream.restart("mask", self.seed, request.epoch, row)) for row in rows])
+        tokens = self._tokens(stream, request, masks)
         return {
-            "clips": self._clips(request),
+            "clips": self._clips(stream, request),
             "mask": torch.from_numpy(masks),
             "tokens": None if tokens is None else torch.from_numpy(tokens),
-            "stored": self.targets.read(request.rows, tokens),
-            "drop_path": torch.from_numpy(self._drop_path(request)),
-            "parts": torch.from_numpy(self.rows.split(request.rows)[0]),
+            "stored": self.targets.read(rows, tokens),
+            "drop_path": torch.from_numpy(self._drop_path(stream, request)),
+            "parts": torch.from_numpy(self.rows.split(rows)[0]),
         }
 
-    def _mask(self, epoch: int, row: int) -> NDArray[np.bool_]:
-        stream = KeyedStream("mask", self.seed, epoch, row)
+    def _mask(self, stream: KeyedStream) -> NDArray[np.bool_]:
         return draw_mask(self.mask.kind, self.grid, self.mask.ratio, stream)
 
-    def _tokens(self, request: BatchRequest, masks: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    def _tokens(self, stream: KeyedStream, request: BatchRequest, masks: NDArray[np.bool_]) -> NDArray[np.int64] | None:
         """(B, K) tokens that the student predicts, ascending; None for every token of the clips."""
         if self.mask.kind == "none":
             return None
-        streams = (KeyedStream("decoded", self.seed, request.epoch, row) for row in request.rows)
+        streams = (stream.restart("decoded", self.seed, request.epoch, row) for row in request.rows)
         return np.stack([draw_decoded(m, self.mask.decoded, s) for m, s in zip(masks, streams, strict=True)])
 
-    def _drop_path(self, request: BatchRequest) -> NDArray[np.float32]:
-        draws = [KeyedStream("drop_path", self.seed, request.epoch, row) for row in request.rows]
-        return np.stack([stream.uniforms(self.drop_path_sites) for stream in draws]).astype(np.float32)
+    def _drop_path(self, stream: KeyedStream, request: BatchRequest) -> NDArray[np.float32]:
+        streams = (stream.restart("drop_path", self.seed, request.epoch, row) for row in request.rows)
+        return np.stack([s.uniforms(self.drop_path_sites) for s in streams]).astype(np.float32)
 
-    def _clips(self, request: BatchRequest) -> dict[int, Tensor]:
-        sizes = self.targets.sizes(self.image_size)
-        rendered = []
-        for row in request.rows:
-            view, part = self.rows[row]
-            rendered.append(part.pixels(view, sizes))
-            if part.checked and self._is_checked(request, row):
-                own = rendered[-1][self.image_size]
-                _check(view, part, own.pixels, own.decoder)
-        return {size: torch.from_numpy(np.stack([r[size].pixels for r in rendered])) for size in sizes}
+    def _clips(self, stream: KeyedStream, request: BatchRequest) -> dict[int, Tensor]:
+        """uint8 (B, T, S, S, 3) by side S: the student's, and that of each teacher that runs beside it."""
+        stretches = list(self.rows.stretches(request.rows))
+        for number, _, views in stretches:
+            self.rows.stores[number].announce(views)
+        shapes = {side: (len(request.rows), self.frames, side, side, 3) for side in self.targets.sizes(self.image_size)}
+        made = {side: batch_memory(shape, np.dtype(np.uint8)) for side, shape in shapes.items()}
+        checked = [self._is_checked(stream, request, row) for row in request.rows]
+        for number, here, views in stretches:
+            part = self.rows.stores[number]
+            decoders = part.fill({side: clips[here] for side, (_, clips) in made.items()}, views)
+            own = made[self.image_size][1][here]
+            for wanted, view_id, clip, decoder in zip(checked[here], views, own, decoders, strict=True):
+                if wanted and part.checked:
+                    _check(view_id, part, clip, decoder)
+        return {side: tensor for side, (tensor, _) in made.items()}
 
-    def _is_checked(self, request: BatchRequest, row: int) -> bool:
+    def _is_checked(self, stream: KeyedStream, request: BatchRequest, row: int) -> bool:
         first = request.epoch == 0 and request.batch == 0
-        stream = KeyedStream("pixel_check", self.seed, request.epoch, row)
-        return first or stream.uniform() < self.check_fraction
+        return first or stream.restart("pixel_check", self.seed, request.epoch, row).uniform() < self.check_fraction
 
 
-def _check(view: View, part: StoreRows, pixels: NDArray[np.uint8], decoder: str) -> None:
-    recorded = part.store.pixels_of(view.view_id, part.checked)
+def _check(view_id: int, part: StoreRows, pixels: NDArray[np.uint8], decoder: str) -> None:
+    recorded = part.store.pixels_of(view_id, part.checked)
     found = pixel_hash(pixels)
     if recorded.pixels != found:
         raise PixelMismatchError(
-            f"view {view.view_id} of video {view.video_id} renders to other pixels than its teachers saw: hash "
-            f"{found} with {decoder} here, {recorded.pixels} with {recorded.decoder} at extraction. The video "
+            f"view {view_id} of video {part.plan[view_id].video_id} renders to other pixels than its teachers saw: "
+            f"hash {found} with {decoder} here, {recorded.pixels} with {recorded.decoder} at extraction. The video "
             "file, the decoder or Pillow changed. Restore the file or the version, or extract the store again."
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from mvd_offline.distillation.checking import read_columns
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.schema import CLIPS
 from mvd_offline.shards.store import Store
-from mvd_offline.video.baking import baked_clips
-from mvd_offline.video.views import Plan, Rendered, View, render_sizes
+from mvd_offline.video.baking import fill_baked
+from mvd_offline.video.views import Plan, View, render_sizes
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,27 @@ class StoreRows:
         checked = columns if recipe.targets == "cached" else filter(store.is_indexed, columns)
         return cls(store, plan, None if CLIPS in columns else root, tuple(checked))
 
-    def pixels(self, view: View, sizes: Sequence[int]) -> dict[int, Rendered]:
-        """What the teachers saw of a view, at each size.
+    def announce(self, view_ids: Sequence[int]) -> None:
+        """Have the disk fetch stored clips that `fill` will want."""
+        if self.root is None:
+            self.store.announce(CLIPS, view_ids)
+
+    def fill(self, clips: Mapping[int, NDArray[np.uint8]], view_ids: Sequence[int]) -> list[str]:
+        """Put what the teachers saw of these views into arrays (B, T, S, S, 3), by side S; returns who decoded each.
 
         Raises:
-            VideoError: the video cannot be read. CorruptionError: the stored clip is damaged.
+            VideoError: a video cannot be read. CorruptionError: a stored clip is damaged.
         """
         if self.root is None:
-            return baked_clips(self.store, [view.view_id], sizes)[0]
-        return render_sizes(view, self.root, sizes)
+            return fill_baked(self.store, view_ids, clips)
+        return [self._render(view_id, clips, place) for place, view_id in enumerate(view_ids)]
+
+    def _render(self, view_id: int, clips: Mapping[int, NDArray[np.uint8]], place: int) -> str:
+        assert self.root is not None
+        rendered = render_sizes(self.plan[view_id], self.root, tuple(clips))
+        for side, clip in clips.items():
+            clip[place] = rendered[side].pixels
+        return next(iter(rendered.values())).decoder
 
 
 class RunRows:
@@ -65,6 +78,13 @@ class RunRows:
     def __getitem__(self, row: int) -> tuple[View, StoreRows]:
         (part,), (view_id,) = self.split([row])
         return self.stores[part].plan[view_id], self.stores[part]
+
+    def stretches(self, rows: Sequence[int]) -> Iterator[tuple[int, slice, list[int]]]:
+        """Rows that follow each other in one store: its position, their places in `rows`, their `view_id` there."""
+        parts, views = self.split(rows)
+        cuts = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
+        for start, stop in pairwise(cuts):
+            yield int(parts[start]), slice(start, stop), views[start:stop].tolist()
 
     @property
     def labels(self) -> tuple[str, ...]:

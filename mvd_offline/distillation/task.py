@@ -71,6 +71,7 @@ class DistillTask:
             targets=source.reader,
             grid=recipe.view.grid,
             mask=recipe.mask,
+            frames=recipe.view.frames,
             image_size=recipe.view.image_size,
             seed=seed,
             check_fraction=recipe.training.pixel_check_fraction,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,20 @@ def baked_clips(store: Store, view_ids: Sequence[int], sizes: Sequence[int]) -> 
     index = store.status(CLIPS)
     clips = store.read_coded(CLIPS, view_ids)
     return [resized(clip, sizes, index.row(view).decoder) for view, clip in zip(view_ids, clips, strict=True)]
+
+
+def fill_baked(store: Store, view_ids: Sequence[int], clips: Mapping[int, NDArray[np.uint8]]) -> list[str]:
+    """Put stored clips of some views into arrays (B, T, S, S, 3), by side S; returns who decoded each video.
+
+    Raises as `Store.read`.
+    """
+    index, side = store.status(CLIPS), store.header.columns[CLIPS].width
+    whole = CropBox(0, 0, side, side)
+    stored = store.read_coded(CLIPS, view_ids, out=clips.get(side))
+    for size in clips.keys() - {side}:
+        for clip, target in zip(stored, clips[size], strict=True):
+            target[...] = crop_and_resize(clip, whole, size, size)
+    return [index.decoders[decoder] for decoder in index.decoder[list(view_ids)].tolist()]
 
 
 def _unpacked(codec: Codec, payload: memoryview, frames: int, side: int) -> NDArray[np.uint8]:

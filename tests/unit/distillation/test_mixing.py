@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,22 @@ def test_at_weight_1_an_epoch_has_each_row_of_each_stores_own_epoch_once(
 
     for place, store in enumerate(stores):
         assert views[parts == place].tolist() == opened(store, seed).order(epoch).tolist()
+
+
+@given(weights=WEIGHTS, start=st.integers(0, 20), count=st.integers(1, 12))
+def test_rows_that_follow_each_other_in_one_store_make_one_stretch(
+    stores: list[Store], weights: list[float], start: int, count: int
+) -> None:
+    samples, rows = mixture(stores, weights)
+    wanted = samples.order(0)[start : start + count].tolist()
+    stretches = list(rows.stretches(wanted))
+
+    places = range(len(wanted))
+    assert [place for _, here, _ in stretches for place in places[here]] == list(places)
+    parts, views = rows.split(wanted)
+    assert [view for _, _, ids in stretches for view in ids] == views.tolist()
+    assert all((parts[here] == part).all() for part, here, _ in stretches)
+    assert all(one[0] != other[0] for one, other in pairwise(stretches))
 
 
 @given(weights=WEIGHTS, epoch=st.integers(0, 5))
