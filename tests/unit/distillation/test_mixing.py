@@ -84,7 +84,8 @@ def test_rows_that_follow_each_other_in_one_store_make_one_stretch(
     stores: list[Store], weights: list[float], start: int, count: int
 ) -> None:
     samples, rows = mixture(stores, weights)
-    wanted = samples.order(0)[start : start + count].tolist()
+    order = samples.order(0)
+    wanted = order[start % len(order) :][:count].tolist()
     stretches = list(rows.stretches(wanted))
 
     places = range(len(wanted))
