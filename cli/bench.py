@@ -11,6 +11,7 @@ import typer
 
 from mvd_offline.cli.bench_clips import clips
 from mvd_offline.cli.bench_codecs import codecs
+from mvd_offline.cli.bench_pipeline import pipeline
 from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
@@ -205,14 +206,14 @@ def growth(
     rows: Annotated[str, typer.Option(help="Sizes to try, in views; 10000000 takes an hour, and 10 GB of disk.")] = (
         "1000,10000,100000,1000000"
     ),
-    parts: Annotated[str, typer.Option(help="What to measure.")] = "plan,seal,open,order,resume",
+    parts: Annotated[str, typer.Option(help="What to measure.")] = "plan,seal,open,order,resume,load",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder for growth.json; stores are made in it too, and removed again."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time and memory of planning, sealing, opening, ordering and resuming, against the number of views."""
+    """Time and memory of planning, sealing, opening, ordering, resuming and loading, against the number of views."""
     from mvd_offline.bench.growth import measure_growth
     from mvd_offline.cli.common import print_json, stderr_console
 
@@ -351,3 +352,4 @@ def _add_reading(table: Table, reading: Reading, *, first: bool) -> None:
 
 app.command()(clips)
 app.command()(codecs)
+app.command()(pipeline)

@@ -1,4 +1,4 @@
-"""What it costs to plan, seal, open, order and resume, against the number of rows.
+"""What it costs to plan, seal, open, order, resume and load, against the number of rows.
 
 Each part runs in a process of its own (`growth_parts`), so that its memory is that part's alone, on a store without
 payload that was made for it (`growth_data`) and is still in the system's page cache.
@@ -27,6 +27,7 @@ NEEDS: Final = {
     "open": "make-sealed",
     "order": "make-sealed",
     "resume": "make-sealed",
+    "load": "make-sealed",
 }
 """What must be made before each part."""
 PARTS: Final = tuple(NEEDS)

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import resource
 import sys
 import time
 from collections.abc import Callable
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from mvd_offline.bench import growth_data as data
@@ -30,6 +33,9 @@ Work: TypeAlias = Callable[[], Facts]
 
 PLANNED, COMMITTED, SEALED = "planned", "committed", "sealed"
 """Folders below the one that is given."""
+
+MEMORY: Final = "memory"
+"""Under which facts have the memory of a process that the part began, where it is that one's which counts."""
 
 
 def plan(folder: Path, rows: int) -> Work:
@@ -119,12 +125,43 @@ def resume(folder: Path, rows: int) -> Work:
     return work
 
 
+def load(folder: Path, rows: int) -> Work:
+    """What a loader process looks up for 1000 rows in random order: their view, their pixels' hash, their place.
+
+    Memory is what the process has for itself; plan and index are its parent's, who read them before it forked.
+    """
+    samples, store = _samples(folder), open_store(folder / SEALED)
+    for name in store.columns:
+        store.status(name).load_for_reading()
+    wanted = np.random.default_rng(0).permutation(store.ok_rows())[:1000].tolist()
+
+    def in_loader(pipe: Connection) -> None:
+        before = _own_mb()
+        known = [(samples.plan[row].video_id, store.pixels_of(row).pixels) for row in wanted]
+        for name in store.columns:
+            store.announce(name, wanted)
+        facts = {"rows": len(known), "known_sha256": hashlib.sha256(repr(known).encode()).hexdigest()}
+        pipe.send(json.dumps({**facts, MEMORY: {"start_mb": before, "peak_mb": _own_mb()}}))
+
+    def work() -> Facts:
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=in_loader, args=(sender,))
+        process.start()
+        sender.close()
+        found: Facts = json.loads(receiver.recv())
+        process.join()
+        return found
+
+    return work
+
+
 PARTS: Final[dict[str, Callable[[Path, int], Work]]] = {
     "plan": plan,
     "seal": seal,
     "open": open_,
     "order": order,
     "resume": resume,
+    "load": load,
 }
 
 
@@ -154,6 +191,12 @@ def _hash(rows: NDArray[np.int64]) -> str:
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
 
 
+def _own_mb() -> float:
+    """What of this process's memory no other process shares, 10^6 bytes."""
+    own: int = psutil.Process().memory_full_info().uss
+    return own / 1e6
+
+
 def memory_mb() -> tuple[float, float]:
     """Resident memory of this process now, and the most it ever had, 10^6 bytes."""
     status = Path("/proc/self/status")
@@ -173,7 +216,8 @@ def main(part: str, folder: str, rows: str) -> None:
     start, cpu = time.perf_counter(), time.process_time()
     facts = work()
     times = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
-    found = {**times, "start_mb": before, "peak_mb": memory_mb()[1], "facts": facts}
+    memory = facts.pop(MEMORY, {"start_mb": before, "peak_mb": memory_mb()[1]})
+    found = {**times, **memory, "facts": facts}
     sys.stdout.write(json.dumps(found) + "\n")
 
 

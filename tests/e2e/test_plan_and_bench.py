@@ -91,6 +91,18 @@ def test_bench_step_times_both_kinds_on_the_same_store(
         assert 0 < report[name]["low"] <= report[name]["median"] <= report[name]["high"]
     assert 0 <= report["cached_wait_share"]["median"] <= 1
 
+    # The same store, read by loader processes.
+    command = ["bench", "pipeline", RECIPE, "--store", store, "--steps", "2", "--rounds", "2", "--batch", "4"]
+    assert main([*command, "--set", "training.workers=1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    assert [report[name] for name in ("batch_size", "steps", "rounds", "workers")] == [4, 2, 2, 1]
+    for name in ("loaded_clips_per_second", "memory_clips_per_second", "of_memory"):
+        assert 0 < report[name]["low"] <= report[name]["median"] <= report[name]["high"]
+    assert 0 <= report["wait_share"]["median"] <= 1
+    assert main([*command, "--batch", "4000"]) == 1
+    assert "fewer than a batch of 4000" in capsys.readouterr().err
+
 
 def test_bench_read_compares_every_reader_under_the_same_conditions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

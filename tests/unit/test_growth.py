@@ -74,6 +74,15 @@ def test_order_and_resumption_are_those_of_a_training(report: dict[str, Any], tm
     assert resumed["batch_rows_sha256"] == hash_of(order[498:499])
 
 
+def test_a_loader_process_looks_up_what_the_store_says(report: dict[str, Any], tmp_path: Path) -> None:
+    store = data.sealed_store(tmp_path / "store", ROWS)
+    plan, wanted = Plan.read(store.plan_path), np.random.default_rng(0).permutation(store.ok_rows()).tolist()
+    known = [(plan[row].video_id, store.pixels_of(row).pixels) for row in wanted]
+
+    digest = hashlib.sha256(repr(known).encode()).hexdigest()
+    assert facts(report, "load") == {"rows": 997, "known_sha256": digest}
+
+
 def hash_of(rows: np.ndarray[Any, np.dtype[np.int64]]) -> str:
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
 
