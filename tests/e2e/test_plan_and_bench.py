@@ -100,7 +100,7 @@ def test_bench_step_times_both_kinds_on_the_same_store(
     for name in ("loaded_clips_per_second", "memory_clips_per_second", "of_memory"):
         assert 0 < report[name]["low"] <= report[name]["median"] <= report[name]["high"]
     assert 0 <= report["wait_share"]["median"] <= 1
-    assert main([*command, "--batch", "4000"]) == 1
+    assert main([*command, "--batch", "4000"]) == 2
     assert "fewer than a batch of 4000" in capsys.readouterr().err
 
 
