@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mvd_offline.cli.bench_all import run_everything
 from mvd_offline.cli.bench_clips import clips
 from mvd_offline.cli.bench_codecs import codecs
 from mvd_offline.cli.bench_pipeline import pipeline
@@ -353,3 +354,4 @@ def _add_reading(table: Table, reading: Reading, *, first: bool) -> None:
 app.command()(clips)
 app.command()(codecs)
 app.command()(pipeline)
+app.command("all")(run_everything)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
 
+from mvd_offline.bench.here import on_this_machine
 from mvd_offline.bench.measure import Spread, machine, matmul_tflops, wait_for
 from mvd_offline.bench.official_contest import CONTENDERS, OFFICIAL, Contest
 from mvd_offline.costs.models import distill_step
 from mvd_offline.costs.teachers import teacher_cost
 from mvd_offline.errors import MvdError, UsageError
-from mvd_offline.models.vit import ARCHS
-from mvd_offline.recipe import DistillRecipe, Precision, TeacherName
+from mvd_offline.recipe import DistillRecipe, Precision
 
 _TOLERANCES: Final[Mapping[Precision, float]] = {"no": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
 """By precision: how far the official-like losses may be from ours, relatively."""
@@ -73,7 +73,7 @@ def compare_with_official(
         MvdError: the losses differ, so that the times cannot be compared.
     """
     _refuse_others(recipe)
-    recipe, notes = _on_this_machine(recipe)
+    recipe, notes = on_this_machine(recipe)
     accelerator = Accelerator(mixed_precision=recipe.training.precision)
     torch.set_float32_matmul_precision("high" if recipe.training.tf32 else "highest")
     contest = Contest(recipe, batch_size, accelerator)
@@ -174,32 +174,6 @@ def _refuse_others(recipe: DistillRecipe) -> None:
             f"the official loop distils frozen teachers at all masked tokens, and this recipe has {', '.join(found)}; "
             "give a recipe without, such as distill/vit_s_from_vit_l_k400"
         )
-
-
-def _on_this_machine(recipe: DistillRecipe) -> tuple[DistillRecipe, list[str]]:
-    """The recipe as it can be run here: random weights for teachers that are missing, no float16 without a GPU."""
-    notes: list[str] = []
-    if not torch.cuda.is_available():
-        halves = [name for name, teacher in recipe.teachers.items() if teacher.precision == "float16"]
-        if recipe.training.precision == "fp16" or halves:
-            notes.append("float16 needs a GPU: float32 in its place (--set training.precision=bf16 for bfloat16)")
-        if recipe.training.precision == "fp16":
-            recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"precision": "no"})})
-        recipe = _with_teachers(recipe, {name: {"precision": "float32"} for name in halves})
-    for name in recipe.active_teachers:
-        cost = teacher_cost(recipe, name)
-        if cost.known_from != "name":
-            continue
-        arch = next(known for known, size in ARCHS.items() if replace(size, heads=cost.arch.heads) == cost.arch)
-        notes.append(f"{recipe.teachers[name].weights} is not on this machine: random weights of its size")
-        changed = {"weights": f"random:{arch}:1", "heads": cost.arch.heads, "sha256": None}
-        recipe = _with_teachers(recipe, {name: changed})
-    return recipe, notes
-
-
-def _with_teachers(recipe: DistillRecipe, changes: Mapping[TeacherName, Mapping[str, Any]]) -> DistillRecipe:
-    changed = {name: recipe.teachers[name].model_copy(update=dict(fields)) for name, fields in changes.items()}
-    return recipe.model_copy(update={"teachers": {**recipe.teachers, **changed}})
 
 
 def check_equal(losses: Mapping[str, Mapping[str, float]], precision: Precision) -> None:

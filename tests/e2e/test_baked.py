@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from small_runs import contents, fill, metrics, plan_small, run_distill, write_recipe
 
+from mvd_offline.bench.suite.lines import lines_of
 from mvd_offline.cli.main import main
 from mvd_offline.extraction.clips import stored_clip
 from mvd_offline.models import load_teacher
@@ -200,6 +201,7 @@ def test_loading_is_timed_from_videos_and_from_the_store(
     found = json.loads(capsys.readouterr().out)
     assert (found["views"], found["rounds"], found["codec"], found["clip"]) == (3, 2, "jpeg-90-444", "4 x 32 x 32")
     assert all(found[name]["low"] > 0 for name in ("rendered_ms", "baked_ms", "speedup", "psnr"))
+    assert [line.unit for line in lines_of("clips", found)] == ["ms", "ms", "x", "dB"]
     assert main(["bench", "clips", str(made / "store")]) == 2
     assert "has no baked clips" in capsys.readouterr().err
 

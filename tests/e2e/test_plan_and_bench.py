@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mvd_offline.bench.read import CODECS
+from mvd_offline.bench.suite.lines import lines_of
 from mvd_offline.cli.main import main
 from mvd_offline.recipe import dump_recipe, load_distill
 
@@ -90,6 +91,7 @@ def test_bench_step_times_both_kinds_on_the_same_store(
     for name in ("online_seconds", "cached_seconds", "speedup"):
         assert 0 < report[name]["low"] <= report[name]["median"] <= report[name]["high"]
     assert 0 <= report["cached_wait_share"]["median"] <= 1
+    assert [line.unit for line in lines_of("step", report)] == ["s", "s", "x"]
 
     # The same store, read by loader processes.
     command = ["bench", "pipeline", RECIPE, "--store", store, "--steps", "2", "--rounds", "2", "--batch", "4"]
@@ -100,6 +102,7 @@ def test_bench_step_times_both_kinds_on_the_same_store(
     for name in ("loaded_clips_per_second", "memory_clips_per_second", "of_memory"):
         assert 0 < report[name]["low"] <= report[name]["median"] <= report[name]["high"]
     assert 0 <= report["wait_share"]["median"] <= 1
+    assert [line.unit for line in lines_of("pipeline", report)] == ["clips/s", "clips/s", "%", "%"]
     assert main([*command, "--batch", "4000"]) == 2
     assert "fewer than a batch of 4000" in capsys.readouterr().err
 
@@ -119,6 +122,7 @@ def test_bench_read_compares_every_reader_under_the_same_conditions(
     assert sorted(found) == sorted((reader, condition) for reader in readers for condition in conditions)
     assert report["row_bytes"] == {"float16": 4 * 1024 * 2, "int8": 5 * 1028}
     assert report["machine"]["torch_threads"] == 1
+    assert len(lines_of("read", report)) == 2 * len(readers)
     for reading in report["readings"]:
         speed, share = reading["gigabytes_per_second"], reading["of_ceiling"]
         assert 0 < speed["low"] <= speed["median"] <= speed["high"]

@@ -12,6 +12,7 @@ import pytest
 
 from mvd_offline.bench import growth_data as data
 from mvd_offline.bench.growth import PARTS, Cost, Growth, measure_growth
+from mvd_offline.bench.suite.lines import lines_of
 from mvd_offline.cli.main import main
 from mvd_offline.errors import UsageError
 from mvd_offline.training.order import epoch_order
@@ -44,6 +45,12 @@ def test_every_part_has_its_time_and_its_memory(report: dict[str, Any]) -> None:
         assert cost["peak_mb"] >= cost["start_mb"] > 1
         assert (cost["time_exponent"], cost["memory_exponent"]) == (None, None)
     assert {"device", "cpus", "python"} <= report["machine"].keys()
+
+
+def test_the_largest_size_goes_into_the_table_of_all_benchmarks(report: dict[str, Any]) -> None:
+    lines = lines_of("growth", report)
+    assert [line.what.partition(",")[0] for line in lines[::2]] == list(PARTS)
+    assert [line.unit for line in lines] == ["s", "MB"] * len(PARTS)
 
 
 def test_the_plan_is_that_of_the_catalog(report: dict[str, Any]) -> None:
