@@ -35,6 +35,11 @@ def clips(
         ("PSNR", times.psnr, "dB"),
     ):
         table.add_row(name, *(f"{value:.3g} {unit}".rstrip() for value in (spread.low, spread.median, spread.high)))
+    if found := times.on_gpu:
+        values = (found.clip_ms.low, found.clip_ms.median, found.clip_ms.high)
+        table.add_row("baked, decoded on the GPU", *(f"{value:.3g} ms" for value in values))
     print_table(table)
+    if found:
+        typer.echo(f"the GPU's pixels differ by up to {found.largest_difference} of 255 from what the teachers saw")
     typer.echo(f"{human_bytes(round(times.row_bytes))} a clip")
     typer.echo(", ".join(f"{key} {value}" for key, value in times.machine.items()))

@@ -115,16 +115,28 @@ def _encode(frame: NDArray[np.uint8], options: dict[str, int]) -> bytes:
     return sink.getvalue()
 
 
-def _decode(frame: memoryview, out: NDArray[np.uint8]) -> None:
-    height, width, _ = out.shape
+def check_size(frame: memoryview, height: int, width: int) -> None:
+    """Look at a JPEG's header, before anything is decoded: it may claim any size.
+
+    Raises:
+        CodecError: it is none, or of another size, or not in colours.
+    """
     try:
-        # Looked at before anything is decoded: a header may claim any size.
         found = simplejpeg.decode_jpeg_header(frame)
-        fits = found[:2] == (height, width) and found[2] in _COLOURS
-        if fits:
-            # Twice as fast as Pillow, which decodes into memory of its own first.
-            simplejpeg.decode_jpeg(frame, buffer=out)
     except ValueError as error:
-        raise CodecError(f"a frame is no JPEG that can be read ({error})") from None
-    if not fits:
+        raise _unreadable(error) from None
+    if found[:2] != (height, width) or found[2] not in _COLOURS:
         raise CodecError(f"a frame is {found[2]}, {found[1]} x {found[0]}, not colours, {width} x {height}")
+
+
+def _decode(frame: memoryview, out: NDArray[np.uint8]) -> None:
+    check_size(frame, *out.shape[:2])
+    try:
+        # Twice as fast as Pillow, which decodes into memory of its own first.
+        simplejpeg.decode_jpeg(frame, buffer=out)
+    except ValueError as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: ValueError) -> CodecError:
+    return CodecError(f"a frame is no JPEG that can be read ({error})")

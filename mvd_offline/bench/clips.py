@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from mvd_offline.bench.measure import Spread, machine
+from mvd_offline.bench.measure import Spread, machine, wait_for
 from mvd_offline.errors import UsageError
 from mvd_offline.local import resolve_root
 from mvd_offline.shards.jpeg import psnr
 from mvd_offline.shards.schema import CLIPS
 from mvd_offline.shards.statistics import spread_rows
-from mvd_offline.shards.store import open_store
+from mvd_offline.shards.store import Store, open_store
+from mvd_offline.training.packed import PackedClips
 from mvd_offline.video.baking import baked_clips
 from mvd_offline.video.views import Plan, render
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """The same clips in one batch, decoded on a device (recipe: `unpack_clips: device`)."""
+
+    clip_ms: Spread
+    """Milliseconds of one clip, the copy of its JPEGs included; over the rounds."""
+    largest_difference: int
+    """To what loader processes decode, and the teachers saw; of 255."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class ClipTimes:
     """Read the row, check its checksum, decode its JPEGs."""
     speedup: Spread
     """The one over the other, view by view."""
+    on_gpu: OnDevice | None
+    """None where there is no GPU."""
     row_bytes: float
     psnr: Spread
     machine: dict[str, Any]
@@ -77,10 +91,26 @@ def time_clips(store_dir: Path, *, root: Path | None, views: int, rounds: int) -
         rendered_ms=Spread.of((1000 * slow).tolist()),
         baked_ms=Spread.of((1000 * fast).tolist()),
         speedup=Spread.of((slow / fast).tolist()),
+        on_gpu=time_on_device(store, chosen, rounds, torch.device("cuda")) if torch.cuda.is_available() else None,
         row_bytes=float(index.length[chosen].mean()),
         psnr=Spread.of([psnr(float(error)) for error in index.coding["relative_error"][chosen]]),
         machine=machine(),
     )
+
+
+def time_on_device(store: Store, view_ids: Sequence[int], rounds: int, device: torch.device) -> OnDevice:
+    """Decode clips of a store in one batch, once uncounted."""
+    spec = store.header.columns[CLIPS]
+    packed = PackedClips.of(store.read_payloads(CLIPS, view_ids), spec.tokens, spec.width)
+    pixels, times = packed.to(device), []
+    for _ in range(rounds):
+        wait_for(device)
+        began = time.perf_counter()
+        packed.to(device)
+        wait_for(device)
+        times.append(1000 * (time.perf_counter() - began) / len(view_ids))
+    exact = torch.from_numpy(store.read_coded(CLIPS, view_ids))
+    return OnDevice(Spread.of(times), int((pixels.cpu().int() - exact.int()).abs().max()))
 
 
 def _seconds(action: Callable[[], object]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ from mvd_offline.targets import TargetReader
 from mvd_offline.training.loop import Batch
 from mvd_offline.training.memory import batch_memory
 from mvd_offline.training.order import BatchRequest
+from mvd_offline.training.packed import PackedClips
 from mvd_offline.video.masking import draw_decoded, draw_mask
 from mvd_offline.video.views import pixel_hash
 
@@ -35,6 +37,8 @@ class DistillReader:
     seed: int
     check_fraction: float
     drop_path_sites: int
+    packed: bool = False
+    """Whether the device decodes baked clips."""
 
     def __call__(self, request: BatchRequest) -> Batch:
         stream, rows = KeyedStream("reader"), request.rows
@@ -64,14 +68,15 @@ class DistillReader:
         streams = (stream.restart("drop_path", self.seed, request.epoch, row) for row in request.rows)
         return np.stack([s.uniforms(self.drop_path_sites) for s in streams]).astype(np.float32)
 
-    def _clips(self, stream: KeyedStream, request: BatchRequest) -> dict[int, Tensor]:
+    def _clips(self, stream: KeyedStream, request: BatchRequest) -> dict[int, Tensor | PackedClips]:
         """uint8 (B, T, S, S, 3) by side S: the student's, and that of each teacher that runs beside it."""
         stretches = list(self.rows.stretches(request.rows))
         for number, _, views in stretches:
             self.rows.stores[number].announce(views)
-        shapes = {side: (len(request.rows), self.frames, side, side, 3) for side in self.targets.sizes(self.image_size)}
-        made = {side: batch_memory(shape, np.dtype(np.uint8)) for side, shape in shapes.items()}
         checked = [self._is_checked(stream, request, row) for row in request.rows]
+        if self.packed:
+            return {self.image_size: self._packed(stretches, checked)}
+        made = self._memory(len(request.rows), self.targets.sizes(self.image_size))
         for number, here, views in stretches:
             part = self.rows.stores[number]
             decoders = part.fill({side: clips[here] for side, (_, clips) in made.items()}, views)
@@ -80,6 +85,23 @@ class DistillReader:
                 if wanted and part.checked:
                     _check(view_id, part, clip, decoder)
         return {side: tensor for side, (tensor, _) in made.items()}
+
+    def _packed(self, stretches: Sequence[tuple[int, slice, list[int]]], checked: Sequence[bool]) -> PackedClips:
+        """JPEGs for the device to decode; those that are checked are decoded here as well, as they were for hashing."""
+        payloads: list[memoryview] = []
+        for number, here, views in stretches:
+            part = self.rows.stores[number]
+            payloads += part.packed(views)
+            wanted = [view_id for view_id, check in zip(views, checked[here], strict=True) if check and part.checked]
+            for _, clips in self._memory(len(wanted), (self.image_size,)).values():
+                for view_id, clip, decoder in zip(
+                    wanted, clips, part.fill({self.image_size: clips}, wanted), strict=True
+                ):
+                    _check(view_id, part, clip, decoder)
+        return PackedClips.of(payloads, self.frames, self.image_size)
+
+    def _memory(self, clips: int, sides: Sequence[int]) -> dict[int, tuple[Tensor, NDArray[np.uint8]]]:
+        return {side: batch_memory((clips, self.frames, side, side, 3), np.dtype(np.uint8)) for side in sides}
 
     def _is_checked(self, stream: KeyedStream, request: BatchRequest, row: int) -> bool:
         first = request.epoch == 0 and request.batch == 0

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvd_offline.distillation.checking import read_columns
+from mvd_offline.errors import UsageError
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.schema import CLIPS
 from mvd_offline.shards.store import Store
@@ -32,6 +33,11 @@ class StoreRows:
     @classmethod
     def of_store(cls, recipe: DistillRecipe, store: Store, plan: Plan, root: Path | None) -> StoreRows:
         columns = read_columns(recipe, store)
+        if recipe.unpack_clips == "device" and CLIPS not in columns:
+            raise UsageError(
+                f"unpack_clips is device, and {store.root} has no baked clips to unpack: set it to loader, or make a "
+                "store with `mvd-offline extract --bake jpeg`."
+            )
         # Online targets need no finished store; pixels that nobody hashed cannot be compared.
         checked = columns if recipe.targets == "cached" else filter(store.is_indexed, columns)
         return cls(store, plan, None if CLIPS in columns else root, tuple(checked))
@@ -50,6 +56,10 @@ class StoreRows:
         if self.root is None:
             return fill_baked(self.store, view_ids, clips)
         return [self._render(view_id, clips, place) for place, view_id in enumerate(view_ids)]
+
+    def packed(self, view_ids: Sequence[int]) -> list[memoryview]:
+        """The stored JPEGs of these views. Raises CorruptionError for a damaged one."""
+        return self.store.read_payloads(CLIPS, view_ids)
 
     def _render(self, view_id: int, clips: Mapping[int, NDArray[np.uint8]], place: int) -> str:
         assert self.root is not None

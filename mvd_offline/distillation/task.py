@@ -76,6 +76,7 @@ class DistillTask:
             seed=seed,
             check_fraction=recipe.training.pixel_check_fraction,
             drop_path_sites=self.student.drop_path_sites,
+            packed=recipe.unpack_clips == "device",
         )
 
     def names(self) -> dict[str, str]:

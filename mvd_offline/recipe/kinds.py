@@ -42,6 +42,9 @@ class DistillRecipe(Section):
     name: str
     targets: Literal["cached", "online"] = "cached"
     """`cached` reads the store; `online` runs the teachers in the trainer: the oracle, and the slow way."""
+    unpack_clips: Literal["loader", "device"] = "loader"
+    """Who decodes baked JPEGs: loader processes, exactly as for the teachers, or the device that trains. NVIDIA GPUs
+    round otherwise: the student then sees what its teachers saw to within a level or two of 255."""
     view: ViewSection = ViewSection()
     teachers: dict[TeacherName, TeacherSection] = Field(default_factory=dict)
     store: StoreSection = StoreSection()
@@ -81,6 +84,11 @@ class DistillRecipe(Section):
             raise ValueError(
                 "there is nothing to learn from: no teacher has a loss weight above zero (see teachers and "
                 "loss.weights), and neither pixels nor momentum is given"
+            )
+        if self.unpack_clips == "device" and self.targets == "online":
+            raise ValueError(
+                "unpack_clips is device, and targets are online: teachers that run beside the student need exactly the "
+                "pixels that they would have been stored from; set unpack_clips to loader"
             )
         if self.momentum and self.targets == "cached":
             raise ValueError(

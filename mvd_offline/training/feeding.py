@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from mvd_offline.errors import MvdError
 from mvd_offline.recipe import TrainingSection
 from mvd_offline.training.order import BatchRequest, BatchShape, EpochRequests
+from mvd_offline.training.packed import PackedClips
 from mvd_offline.training.stopping import StopRequested, outlive_signals
 
 Batch = dict[str, Any]
@@ -131,7 +132,10 @@ def _read(
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors, and those of mappings in it, on the device, in the order of the current stream."""
+    """The batch with its tensors, and those of mappings in it, on the device, in the order of the current stream.
+
+    Packed clips become tensors there.
+    """
     if isinstance(batch, _OnItsWay):
         return batch.arrive()
     return _copy(batch, device)
@@ -170,7 +174,7 @@ class _OnItsWay(Batch):
 def _copy(batch: Batch, device: torch.device) -> Batch:
     return {
         name: value.to(device, non_blocking=True)
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor | PackedClips)
         else _copy(value, device)
         if isinstance(value, dict)
         else value

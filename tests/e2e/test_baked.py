@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tarfile
@@ -11,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_runs import contents, fill, metrics, plan_small, run_distill, write_recipe
+from small_runs import contents, fill, metrics, plan_small, run_distill, small_recipe, write_recipe
 
+from mvd_offline.bench.clips import time_on_device
 from mvd_offline.bench.suite.lines import lines_of
 from mvd_offline.cli.main import main
+from mvd_offline.errors import MvdError, RecipeError
 from mvd_offline.extraction.clips import stored_clip
 from mvd_offline.models import load_teacher
 from mvd_offline.models.inputs import normalize
 from mvd_offline.shards import Store, open_store
+from mvd_offline.shards.errors import CodecError
 from mvd_offline.shards.jpeg import split_frames
+from mvd_offline.training.packed import PackedClips
 from mvd_offline.video.baking import resized
 from mvd_offline.video.views import Plan, pixel_hash, render
 
@@ -89,6 +94,44 @@ def test_training_on_the_store_needs_no_videos_and_is_the_training_of_online_tea
     one, other = metrics(tmp_path / "cached"), metrics(tmp_path / "online")
     assert len(one) == 3
     assert [line["loss"] for line in one] == pytest.approx([line["loss"] for line in other], rel=1e-5)
+
+
+def test_a_device_that_decodes_the_clips_trains_on_the_same_pixels(
+    baked: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A processor decodes as the loader does, to the bit; other devices round otherwise.
+    store, losses = without_videos(baked, tmp_path), []
+    for place in ("loader", "device"):
+        changes = {**STORE, "optim.stop_after_epochs": 1, "training.workers": 1, "unpack_clips": place}
+        recipe = write_recipe(tmp_path / f"{place}.yaml", changes)
+        assert run_distill(recipe, store, tmp_path / place) == 0
+        losses.append([line["loss"] for line in metrics(tmp_path / place)])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+    capsys.readouterr()
+    refused = write_recipe(tmp_path / "refused.yaml", {"unpack_clips": "device"})
+    assert run_distill(refused, made / "store", tmp_path / "refused") == 2
+    assert "has no baked clips to unpack" in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
+    with pytest.raises(RecipeError, match="unpack_clips is device, and targets are online"):
+        small_recipe({"unpack_clips": "device", "targets": "online"})
+
+
+def test_what_a_device_decodes_was_looked_at_before(baked: Path) -> None:
+    store = open_store(baked / "store")
+    payloads = store.read_payloads("clips", store.ok_rows()[:3])
+    packed = PackedClips.of(payloads, frames=4, side=32)
+    np.testing.assert_array_equal(
+        packed.to(torch.device("cpu")).numpy(), store.read(store.ok_rows()[:3], ["clips"])["clips"]
+    )
+    on_device = time_on_device(store, store.ok_rows()[:3].tolist(), 2, torch.device("cpu"))
+    assert (on_device.largest_difference, on_device.clip_ms.low > 0) == (0, True)
+    with pytest.raises(CodecError, match="32 x 32, not colours, 64 x 64"):
+        PackedClips.of(payloads, frames=4, side=64)
+    torn = dataclasses.replace(packed, files=packed.files.index_fill(0, torch.arange(40, 600), 0))
+    with pytest.raises(MvdError, match="cannot be decoded on cpu"):
+        torn.to(torch.device("cpu"))
 
 
 def test_a_teacher_of_another_size_sees_the_kept_frames_resized(baked: Path) -> None:
