@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +25,13 @@ def extract(
         ),
     ] = None,
     workers: Annotated[
-        int, typer.Option(help="Decode processes of each launch process; 0 shares out this machine's cores.", min=0)
+        int,
+        typer.Option(
+            "--decode-workers",
+            "--workers",
+            help="Decode processes of each launch process; 0 measures, and has as many as the teachers need.",
+            min=0,
+        ),
     ] = 0,
     timeout_seconds: Annotated[float, typer.Option(help="Longest time one view may take to decode.", min=0.1)] = 60.0,
     retry: Annotated[
@@ -78,7 +83,7 @@ def extract(
         store,
         root=root,
         weights=_weights(teacher),
-        workers=workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        workers=workers or None,
         timeout_seconds=timeout_seconds,
         retry=[status for status in retry.split(",") if status],
         options=ColumnOptions(codec, precision, heads, max_relative_error),
@@ -137,7 +142,12 @@ def _print(store: Path, summary: dict[str, Any]) -> None:
             )
             table.add_row(label, text)
     total = sum(summary["seconds"].values()) or 1.0
-    table.add_row("spent on", ", ".join(f"{stage} {100 * s / total:.0f} %" for stage, s in summary["seconds"].items()))
+    table.add_row(
+        "spent on",
+        ", ".join(f"{stage} {human_duration(s)} ({100 * s / total:.0f} %)" for stage, s in summary["seconds"].items()),
+    )
+    if (rates := summary["rates"])["decode_seconds"]:
+        table.add_row("decode processes", _decoding(rates))
     table.add_row("store", "sealed" if summary["sealed"] else f"{summary['pending_shards']} shards still pending")
     print_table(table)
     for name, coding in summary["coding"].items():
@@ -158,6 +168,14 @@ def _print(store: Path, summary: dict[str, Any]) -> None:
         if summary["sealed"]
         else f"next: mvd-offline extract {store}"
     )
+
+
+def _decoding(rates: dict[str, Any]) -> str:
+    from mvd_offline.cli.common import human_duration
+
+    teachers = [f"teacher {name} {human_duration(seconds)}" for name, seconds in rates["teacher_seconds"].items()]
+    took = ", ".join([f"one takes {human_duration(rates['decode_seconds'])} a view", *teachers])
+    return f"{rates['decode_workers']}; {took}, writing {human_duration(rates['writing_seconds'])}"
 
 
 def _psnr(coding: dict[str, Any]) -> str:

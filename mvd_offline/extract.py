@@ -1,39 +1,40 @@
 """Running the frozen teachers over the views of a plan, once, into a store.
 
-Decode processes run ahead of the teachers through a bounded queue, results are written behind them by one thread, and
-one decode feeds all teachers. What a shard holds depends on the plan and the teachers alone: batches are formed inside
-a shard, always of the same size (rows that failed are zeros that nobody reads), so that a shard made again is the
-same to the bit, whoever makes it.
+Decode processes, as many as it takes, run ahead of the teachers through a bounded queue; results are written behind
+them by one thread, and one decode feeds all teachers. What a shard holds depends on the plan and the teachers alone:
+batches are formed inside a shard, always of the same size (rows that failed are zeros that nobody reads), so that a
+shard made again is the same to the bit, whoever makes it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list, gather_object
-from numpy.typing import NDArray
 
 from mvd_offline.errors import UsageError
+from mvd_offline.extraction.batches import Afterwards, TeacherInputs, TeacherRun, batches_of
 from mvd_offline.extraction.clips import add_clips, clips_are_complete, stored_clip
 from mvd_offline.extraction.coding import CodedBatch, ColumnCoding
 from mvd_offline.extraction.columns import ColumnOptions, add_columns
+from mvd_offline.extraction.rates import most_decode_workers
 from mvd_offline.extraction.summary import ExtractSummary
 from mvd_offline.extraction.timekeeper import Timekeeper
 from mvd_offline.extraction.work import Entry, ShardTask, ShardWork, WorkList
 from mvd_offline.extraction.write_behind import WriteBehind
 from mvd_offline.local import absolute_weights, read_local, resolve_root, update_local
-from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher, load_teacher
 from mvd_offline.progress import WorkProgress
 from mvd_offline.shards.claims import Claims
@@ -52,7 +53,7 @@ def extract(
     *,
     root: Path | None = None,
     weights: Mapping[str, str] | None = None,
-    workers: int,
+    workers: int | None = None,
     timeout_seconds: float,
     retry: Sequence[str] = (),
     options: ColumnOptions = NO_OPTIONS,
@@ -68,7 +69,8 @@ def extract(
         root: folder of the videos, when it is not the one remembered; not needed once all clips are baked.
         weights: teachers' weights by column, when they are not where they were at planning; columns that the store
             lacks are added to it.
-        workers: decode processes of each launch process.
+        workers: decode processes of each launch process; None starts with one, and with more as soon as the teachers
+            would wait for it.
         timeout_seconds: a view that takes longer to decode is recorded as `timeout`.
         retry: statuses whose rows are tried again; the other rows of their shards stay as they are.
         bake: add the column of baked clips, with the settings that recipes have by default; nothing where it is there.
@@ -82,7 +84,7 @@ def extract(
         raise UsageError(
             f"--retry {','.join(unknown)}: no row can have this status; allowed: {', '.join(STATUSES[1:])}"
         )
-    began = time.perf_counter()
+    began, watch = time.perf_counter(), Stopwatch()
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     store = open_store(store_dir, sealed=False)
     if root is not None or retry or not clips_are_complete(store):
@@ -100,6 +102,7 @@ def extract(
     summary = ExtractSummary(
         coding={name: ColumnCoding(_bound(spec, options)) for name, spec in store.header.columns.items()},
         added_columns=added,
+        seconds=watch.seconds,
         is_main=accelerator.is_main_process,
     )
 
@@ -112,11 +115,14 @@ def extract(
             for name in sorted({column for _, columns in listed for column in columns} - {CLIPS})
         }
         work.only({*teachers, CLIPS} & set(store.columns))
+        watch.lap("starting")
         with Timekeeper(store_dir, producer_of(accelerator.device)["device"], began) as keeper:
-            job = _Job(store, work, teachers, root, workers, timeout_seconds, accelerator.device, summary, keeper)
+            device = accelerator.device
+            job = _Job(store, work, teachers, root, workers, timeout_seconds, device, summary, keeper, watch)
             job.run(listed, accelerator.process_index, accelerator.num_processes, quiet=quiet)
 
     _finish(store, summary, accelerator)
+    watch.lap("sealing")
     summary.elapsed_seconds = time.perf_counter() - began
     return summary
 
@@ -189,11 +195,13 @@ class _Job:
     teachers: Mapping[str, Teacher]
     root: Path | None
     """Of the videos; None where all clips are baked."""
-    workers: int
+    workers: int | None
+    """Decode processes; None for as many as it takes."""
     timeout_seconds: float
     device: torch.device
     summary: ExtractSummary
     keeper: Timekeeper
+    watch: Stopwatch
 
     def run(self, listed: WorkList, rank: int, ranks: int, *, quiet: bool) -> None:
         """Do what is to be done, and wait for what others do: afterwards every listed shard was done by somebody."""
@@ -207,6 +215,7 @@ class _Job:
             while entries := self._pass(entries, claims, pace):
                 # Nothing of ours is claimed now, so that two runs never wait for each other.
                 claims.take(entries[0].shard, pace.wait).release()
+                self.watch.lap("waiting for other runs")
 
     def _pass(self, entries: Sequence[Entry], claims: Claims, pace: _Pace) -> list[Entry]:
         """Do what can be claimed; returns what others are at work on."""
@@ -223,24 +232,25 @@ class _Job:
         size = self.work.plan.section.image_size
         sizes = [size, *(teacher.image_size for teacher in self.teachers.values())]
         clips, to_bake = self.store.header.columns.get(CLIPS), set[int]()
-        ahead = self.workers + 2 * self.store.header.batch_rows
         with (
             RenderFeed(
                 self.root,
                 sizes,
-                workers=self.workers,
+                workers=self.workers or max(1, self.summary.rates.decode_workers),
                 timeout_seconds=self.timeout_seconds,
-                ahead=ahead,
+                ahead=2 * self.store.header.batch_rows,
                 clips=clips,
                 stored=lambda view: None if view.view_id in to_bake else stored_clip(self.store, view),
             ) as feed,
             WriteBehind(self.store, self.summary, producer_of(self.device)) as writer,
         ):
-            watch = Stopwatch(self.summary.seconds)
+            self.summary.rates.decode_workers = feed.workers
+            line = _Line(feed, Afterwards(), writer)
             for task, items in self._decoded(feed, chain([first], tasks), to_bake):
-                self._make(task, items, writer, watch, pace)
-            watch.lap("waiting for decode")
-        watch.lap("waiting for disk")
+                self._make(task, items, line, pace)
+            self.watch.lap("waiting for decode")
+            line.afterwards.finish()
+        self.watch.lap("waiting for disk")
         return busy
 
     def _decoded(
@@ -264,41 +274,74 @@ class _Job:
             task = claimed.popleft()
             yield task, chain([first], islice(items, len(task.rendered) - 1))
 
-    def _make(
-        self, task: ShardTask, items: Iterator[FeedItem], writer: WriteBehind, watch: Stopwatch, pace: _Pace
-    ) -> None:
+    def _make(self, task: ShardTask, items: Iterator[FeedItem], line: _Line, pace: _Pace) -> None:
         """One shard: decoded items in plan order -> batches -> teachers -> the writing thread."""
         plan, batch_rows = self.work.plan, self.store.header.batch_rows
-        writer.begin(task)
+        line.afterwards.put(partial(line.writer.begin, task))
         for ids in batches_of(task.view_ids, batch_rows):
             views = ids.tolist()
             # A batch that somebody wants a row of is whole, as it was the first time; the other rows stay empty.
             batch = [next(items) if view in task.rendered else FeedItem(plan[view], None, None) for view in views]
-            watch.lap("waiting for decode")
+            self.watch.lap("waiting for decode")
             wanting = [column for column, wanted in task.wanted.items() if not wanted.isdisjoint(views)]
             if wanting:
-                coded: dict[str, CodedBatch] = {}
-                for column in wanting:
-                    if column != CLIPS:
-                        coded |= self._coded(batch, column, self.teachers[column])
-                watch.lap("teachers")
-                writer.rows(task, batch, coded, plan.section.image_size)
-                watch.lap("waiting for disk")
+                runs = self._begin(batch, wanting)
+                self.watch.lap("teachers")
+                hand_over = partial(self._hand_over, task, batch, runs, line.writer)
+                line.afterwards.put(hand_over, ready=partial(_are_ready, runs))
+                self._keep_up(line.feed, pace)
             pace.made(len(ids))
-        writer.commit(task)
+        line.afterwards.put(partial(line.writer.commit, task))
         self.keeper.note()
-        watch.lap("waiting for disk")
+        self.watch.lap("waiting for disk")
 
-    def _coded(self, batch: Sequence[FeedItem], column: str, teacher: Teacher) -> dict[str, CodedBatch]:
-        """A batch's features in a column; none if no clip of it was decoded."""
-        began = time.perf_counter()
-        features = batch_features(batch, self.store.header.batch_rows, {column: teacher}, self.device)
-        codec = self.store.header.columns[column].codec
-        coded = {name: CodedBatch.of(values, codec) for name, values in features.items()}
-        if coded:
-            # Coding has waited for the device.
-            self.keeper.ran(column, self.store.header.batch_rows, time.perf_counter() - began)
-        return coded
+    def _begin(self, batch: Sequence[FeedItem], wanting: Sequence[str]) -> dict[str, TeacherRun]:
+        """Have a batch's features in the columns that want any computed; none if no clip of it was decoded."""
+        if seconds := [item.seconds for item in batch if item.seconds]:
+            self.summary.rates.decoded(statistics.median_low(seconds))
+        inputs = TeacherInputs(batch, self.store.header.batch_rows, self.device)
+        columns = [] if inputs.empty else [column for column in wanting if column != CLIPS]
+        codecs = {column: self.store.header.columns[column].codec for column in columns}
+        return {
+            column: TeacherRun.begin(inputs, self.teachers[column], codec, self.device)
+            for column, codec in codecs.items()
+        }
+
+    def _hand_over(
+        self, task: ShardTask, batch: Sequence[FeedItem], runs: Mapping[str, TeacherRun], writer: WriteBehind
+    ) -> None:
+        """Give the writing thread what the teachers made of a batch."""
+        rows, rates = self.store.header.batch_rows, self.summary.rates
+        coded = dict[str, CodedBatch]()
+        for column, run in runs.items():
+            coded[column], seconds = run.finish()
+            self.keeper.ran(column, rows, seconds)
+            rates.ran(column, seconds / rows)
+        self.watch.lap("teachers")
+        writer.rows(task, batch, coded, self.work.plan.section.image_size)
+        rates.waited(self.watch.lap("waiting for disk") / rows)
+
+    def _keep_up(self, feed: RenderFeed, pace: _Pace) -> None:
+        """Have more processes decode where the teachers would wait."""
+        rates = self.summary.rates
+        if self.workers is not None or (wanted := rates.workers_wanted(most_decode_workers())) <= feed.workers:
+            return
+        feed.grow(wanted)
+        rates.decode_workers = wanted
+        pace.say(f"{rates.in_words()}, so that {wanted} decode")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The stations that a batch passes, before and after the teachers."""
+
+    feed: RenderFeed
+    afterwards: Afterwards
+    writer: WriteBehind
+
+
+def _are_ready(runs: Mapping[str, TeacherRun]) -> bool:
+    return all(run.coded.ready() for run in runs.values())
 
 
 class _Pace:
@@ -320,6 +363,9 @@ class _Pace:
     def wait(self) -> None:
         self._show("waiting for another run")
 
+    def say(self, line: str) -> None:
+        self._progress.say(line)
+
     def _show(self, note: str) -> None:
         # Beyond its own share a process does what others have not begun.
         self._progress.reach(min(self._made + self._skipped, self._rows), note)
@@ -330,36 +376,3 @@ def producer_of(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         return {"torch": torch.__version__, "device": torch.cuda.get_device_name(device)}
     return {"torch": torch.__version__, "device": f"{device.type} {torch.backends.cpu.get_cpu_capability()}"}
-
-
-def batches_of(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    """The teacher batches of a shard's views: part of what decides the last bits of the targets."""
-    return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def batch_features(
-    items: Sequence[FeedItem], batch_rows: int, teachers: Mapping[str, Teacher], device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Float32 features (len(items), N, D) by column, on the device.
-
-    The batch always has `batch_rows` clips, so that the shapes, and with them the last bits, do not depend on which
-    rows failed.
-    """
-    features: dict[str, torch.Tensor] = {}
-    if all(item.renderings is None for item in items):
-        return features
-    for name, teacher in teachers.items():
-        clips = _clips(items, batch_rows, teacher.image_size)
-        with torch.inference_mode():
-            output = teacher(normalize(torch.from_numpy(clips).to(device)))
-        features[name] = output.float()[: len(items)]
-    return features
-
-
-def _clips(items: Sequence[FeedItem], batch_rows: int, size: int) -> NDArray[np.uint8]:
-    first = next(item.renderings[size].pixels for item in items if item.renderings is not None)
-    clips = np.zeros((batch_rows, *first.shape), np.uint8)
-    for slot, item in enumerate(items):
-        if item.renderings is not None:
-            clips[slot] = item.renderings[size].pixels
-    return clips

@@ -75,6 +75,11 @@ class WorkProgress:
         elif self._enabled and note is not None and self._total is not None:
             self._print(done, self._total, note)
 
+    def say(self, line: str) -> None:
+        """A line of its own, at once."""
+        if self._enabled:
+            self._console.print(f"{self._title}: {line}", highlight=False, markup=False, soft_wrap=True)
+
     def _print(self, done: int, total: int, note: str) -> None:
         now = time.monotonic()
         if now - self._last < self._every and done < total:

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from mvd_offline.errors import CheckpointError, VideoError
-from mvd_offline.extract import batch_features, batches_of, find_column_teacher, producer_of
+from mvd_offline.extract import find_column_teacher, producer_of
+from mvd_offline.extraction.batches import batch_features, batches_of
 from mvd_offline.local import read_local, resolve_root
 from mvd_offline.models.teachers import Teacher
 from mvd_offline.shards.codecs import get_codec

@@ -94,8 +94,8 @@ def export_webdataset(
         if videos is None or not left:
             items: Iterator[FeedItem] = (FeedItem(view, None, None) for view in views)
         else:
-            size, ahead = plan.section.image_size, 2 * workers
-            feed = RenderFeed(videos, [size], workers=workers, timeout_seconds=timeout_seconds, ahead=ahead)
+            size = plan.section.image_size
+            feed = RenderFeed(videos, [size], workers=workers, timeout_seconds=timeout_seconds, ahead=workers)
             items = stack.enter_context(feed).items(views)
         done = summary.rows - left
         progress = WorkProgress("export", summary.rows, unit="views", done=done, enabled=not quiet)

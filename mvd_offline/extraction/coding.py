@@ -29,17 +29,8 @@ class CodedBatch:
     finite: tuple[bool, ...]
 
     @classmethod
-    @torch.inference_mode()
     def of(cls, features: Tensor, codec: str) -> CodedBatch:
-        coded = encode(features, codec)
-        decoded = decode(coded, codec)
-        measured = coding_errors(features, decoded).cpu()
-        if not measured.isfinite().all():
-            measured = coding_errors(features.double(), decoded.double()).cpu()
-        stored = coded.view(torch.uint16) if coded.dtype == torch.bfloat16 else coded
-        errors = tuple(as_coding_error(row) for row in measured)
-        finite = is_finite(coded) & features.isfinite().all(dim=2).all(dim=1)
-        return cls(codec, features, stored.cpu().numpy(), errors, tuple(finite.tolist()))
+        return BegunBatch.of(features, codec).finish()
 
     def row(self, slot: int) -> tuple[NDArray[Any], CodingError]:
         """What is stored of one row, and what that costs.
@@ -50,6 +41,54 @@ class CodedBatch:
         if not self.finite[slot]:
             get_codec(self.codec).encode(self.features[slot].cpu().numpy())  # says which value, and what to do
         return self.rows[slot], self.errors[slot]
+
+
+@dataclass(frozen=True)
+class BegunBatch:
+    """A `CodedBatch` that a GPU may still be computing, and copying here."""
+
+    codec: str
+    features: Tensor
+    _coded: Tensor
+    _stored: Tensor
+    _measured: Tensor
+    _finite: Tensor
+    _done: torch.cuda.Event | None
+    """None where all is done already."""
+
+    @classmethod
+    @torch.inference_mode()
+    def of(cls, features: Tensor, codec: str) -> BegunBatch:
+        coded = encode(features, codec)
+        measured = coding_errors(features, decode(coded, codec))
+        stored = coded.view(torch.uint16) if coded.dtype == torch.bfloat16 else coded
+        finite = is_finite(coded) & features.isfinite().all(dim=2).all(dim=1)
+        stored, measured, finite = (_to_host(part) for part in (stored, measured, finite))
+        on_gpu = features.device.type == "cuda"
+        done = torch.cuda.current_stream(features.device).record_event() if on_gpu else None
+        return cls(codec, features, coded, stored, measured, finite, done)
+
+    def ready(self) -> bool:
+        return self._done is None or self._done.query()
+
+    @torch.inference_mode()
+    def finish(self) -> CodedBatch:
+        """Wait for the device."""
+        if self._done is not None:
+            self._done.synchronize()
+        measured = self._measured
+        if not measured.isfinite().all():
+            decoded = decode(self._coded, self.codec)
+            measured = coding_errors(self.features.double(), decoded.double()).cpu()
+        errors = tuple(as_coding_error(row) for row in measured)
+        return CodedBatch(self.codec, self.features, self._stored.numpy(), errors, tuple(self._finite.tolist()))
+
+
+def _to_host(part: Tensor) -> Tensor:
+    """Itself, or a copy that is there once the device has come so far."""
+    if part.device.type != "cuda":
+        return part
+    return torch.empty_like(part, device="cpu", pin_memory=True).copy_(part, non_blocking=True)
 
 
 @dataclass

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mvd_offline.extraction.coding import ColumnCoding
+from mvd_offline.extraction.rates import Rates
 
 
 @dataclass
 class ExtractSummary:
-    """What an extraction did; `rows` counts by status, `seconds` by stage."""
+    """What an extraction did; `rows` counts by status."""
 
     shards: int = 0
     """Shards committed, those of each column counted."""
@@ -25,6 +26,9 @@ class ExtractSummary:
     """By column, what coding cost."""
     added_columns: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    """Of this process, by what it was busy with or waited for."""
+    rates: Rates = field(default_factory=Rates)
+    """Of this process."""
     elapsed_seconds: float = 0.0
     sealed: bool = False
     pending_shards: int = 0
@@ -43,6 +47,7 @@ class ExtractSummary:
     def to_json(self) -> dict[str, Any]:
         rate = sum(self.rows.values()) / self.elapsed_seconds if self.elapsed_seconds else 0.0
         data = dataclasses.asdict(self) | {"rows": dict(self.rows), "clips_per_second": rate}
+        data["rates"] = self.rates.to_json()
         data["coding"] = {name: coding.to_json() for name, coding in self.coding.items()}
         del data["is_main"]
         return data

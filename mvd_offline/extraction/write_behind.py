@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,6 +56,7 @@ class WriteBehind:
             self._open.__exit__(kind or RuntimeError, error or RuntimeError("not committed"), None)
 
     def begin(self, task: ShardTask) -> None:
+        """Queue the opening of a shard's files."""
         self._submit(self._begin, task)
 
     def rows(self, task: ShardTask, items: Sequence[FeedItem], coded: Mapping[str, CodedBatch], size: int) -> None:
@@ -79,11 +81,13 @@ class WriteBehind:
         """Do what was queued, unless something before it failed: that error is the one to hear of."""
         if self._failed:
             return
+        began, rows = time.perf_counter(), self._summary.rows["ok"]
         try:
             action(*arguments)
         except BaseException:
             self._failed = True
             raise
+        self._summary.rates.wrote(time.perf_counter() - began, self._summary.rows["ok"] - rows)
 
     def _begin(self, task: ShardTask) -> None:
         self._columns = {}

@@ -38,11 +38,12 @@ class Stopwatch:
         self.seconds: dict[str, float] = {} if seconds is None else seconds
         self._mark = time.perf_counter()
 
-    def lap(self, phase: str) -> None:
-        """Attribute the time since the last call to `phase`."""
+    def lap(self, phase: str) -> float:
+        """Attribute the time since the last call to `phase`; returns it."""
         now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._mark
-        self._mark = now
+        passed, self._mark = now - self._mark, now
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + passed
+        return passed
 
     def skip(self) -> float:
         """Attribute the time since the last call to nothing; returns it."""

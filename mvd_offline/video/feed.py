@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -26,6 +27,8 @@ class FeedItem:
     error: VideoError | None
     baked: Baked | None = None
     """What the store keeps of the clip, where it was baked just now; the renderings are of that."""
+    seconds: float = 0.0
+    """What a process took for the renderings."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,12 @@ class StoredClip:
     decoder: str
 
 
-_Made: TypeAlias = tuple[dict[int, Rendered], Baked | None] | VideoError
+_Made: TypeAlias = tuple[dict[int, Rendered], Baked | None, float] | VideoError
+"""Renderings, what is baked of them, and the seconds that both took."""
 
 
 class RenderFeed:
-    """Renders views in `workers` processes, at most `ahead` views before they are asked for.
+    """Renders views in `workers` processes, at most a view for each and `ahead` more before they are asked for.
 
     Args:
         root: folder of the videos; None where every view is a stored clip.
@@ -75,12 +79,20 @@ class RenderFeed:
     ) -> None:
         self._pool.__exit__(kind, error, trace)
 
+    @property
+    def workers(self) -> int:
+        return self._pool.workers
+
+    def grow(self, workers: int) -> None:
+        """Render in so many processes from the next view on; in no fewer than now."""
+        self._pool.grow(workers)
+
     def items(self, views: Iterable[View]) -> Iterator[FeedItem]:
         waiting: deque[tuple[View, Future[_Made] | VideoError]] = deque()
         upcoming = iter(views)
         exhausted = False
         while True:
-            while not exhausted and len(waiting) < self._ahead:
+            while not exhausted and len(waiting) < self.workers + self._ahead:
                 view = next(upcoming, None)
                 if view is None:
                     exhausted = True
@@ -110,18 +122,22 @@ class RenderFeed:
             result = error
         if isinstance(result, VideoError):
             return FeedItem(view, None, result)
-        renderings, baked = result
-        return FeedItem(view, renderings, None, baked)
+        renderings, baked, seconds = result
+        return FeedItem(view, renderings, None, baked, seconds)
 
 
 def _render(view: View, root: Path, sizes: tuple[int, ...], clips: ColumnSpec | None) -> _Made:
+    began, baked = time.perf_counter(), None
     try:
         if clips is not None:
-            return render_baked(view, root, clips.width, sizes, clips.codec)
-        return render_sizes(view, root, sizes), None
+            renderings, baked = render_baked(view, root, clips.width, sizes, clips.codec)
+        else:
+            renderings = render_sizes(view, root, sizes)
     except VideoError as error:
         return error
+    return renderings, baked, time.perf_counter() - began
 
 
 def _unpack(payload: bytes, clips: ColumnSpec, sizes: tuple[int, ...], decoder: str) -> _Made:
-    return unpack_clip(memoryview(payload), clips, sizes, decoder), None
+    began = time.perf_counter()
+    return unpack_clip(memoryview(payload), clips, sizes, decoder), None, time.perf_counter() - began

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -32,8 +33,7 @@ class DecodePool:
 
     def __init__(self, workers: int, timeout_seconds: float) -> None:
         self._timeout = timeout_seconds
-        # Spawned, not forked: decord, torch and a GPU keep threads, and a forked lock stays locked.
-        self._pool = ProcessPool(max_workers=workers, initializer=_follow_the_parent, context=get_context("spawn"))
+        self._parts = [_Part(workers)]
         self._interrupt = HeldInterrupt()
         self._open = ExitStack()
 
@@ -48,12 +48,26 @@ class DecodePool:
         self._open.__exit__(kind, error, trace)
 
     def _stop(self) -> None:
-        self._pool.stop()
-        self._pool.join()
+        for part in self._parts:
+            part.pool.stop()
+        for part in self._parts:
+            part.pool.join()
+
+    @property
+    def workers(self) -> int:
+        return sum(part.workers for part in self._parts)
+
+    def grow(self, workers: int) -> None:
+        """Have so many processes from the next task on; no fewer than there are."""
+        if workers > self.workers:
+            self._parts.append(_Part(workers - self.workers))
 
     def submit(self, task: Callable[..., T], *arguments: object) -> Future[T]:
         """Queue a call of a module-level function."""
-        return self._pool.schedule(task, args=arguments, timeout=self._timeout)
+        part = min(self._parts, key=_Part.load)
+        future = part.pool.schedule(task, args=arguments, timeout=self._timeout)
+        part.queued.append(future)
+        return future
 
     def wait(self, futures: Iterable[Future[T]]) -> set[Future[T]]:
         """Wait for the first of several futures to be done; returns those that are.
@@ -82,6 +96,22 @@ class DecodePool:
         except ProcessExpired as error:
             reason = f"the decoder took its process down ({_exit_name(error.exitcode)})"
             raise VideoError(str(path), reason) from None
+
+
+class _Part:
+    """Processes that were started together: a pool of pebble's cannot grow."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        # Spawned, not forked: decord, torch and a GPU keep threads, and a forked lock stays locked.
+        self.pool = ProcessPool(max_workers=workers, initializer=_follow_the_parent, context=get_context("spawn"))
+        self.queued: deque[Future[Any]] = deque()
+
+    def load(self) -> float:
+        """Tasks in its queue, of one process."""
+        while self.queued and self.queued[0].done():
+            self.queued.popleft()
+        return len(self.queued) / self.workers
 
 
 def _exit_name(code: int | None) -> str:

@@ -36,7 +36,7 @@ from mvd_offline.shards.verify import verify
 from mvd_offline.video.decode import decode
 from mvd_offline.video.feed import RenderFeed
 from mvd_offline.video.synthetic import encode, synthesize
-from mvd_offline.video.views import Plan
+from mvd_offline.video.views import Plan, render
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,42 @@ def test_what_the_scan_found_broken_is_in_the_ledger_and_is_not_tried_again(tmp_
 
     assert {status for status, _ in ledger(open_store(store), "broken.mp4")} == {"unreadable"}
     assert {name: (store / name).stat().st_mtime_ns for name in file_names(store)} == before
+
+
+# ---- how many processes decode ---------------------------------------------------------------------------------------
+
+
+def test_processes_that_are_added_take_part_and_views_stay_in_order(videos: Path, healthy: Path) -> None:
+    views, root = list(Plan.read(healthy / "plan.parquet")), videos / "videos"
+    with RenderFeed(root, [32], workers=1, timeout_seconds=60, ahead=4) as feed:
+        items = feed.items(views)
+        found = [next(items)]
+        feed.grow(3)
+        found += items
+        assert (feed.workers, len(active_children())) == (3, 3)
+        feed.grow(2)
+        assert feed.workers == 3
+
+    assert [item.view for item in found] == views
+    for item in found:
+        assert item.renderings is not None
+        assert item.seconds > 0
+        np.testing.assert_array_equal(item.renderings[32].pixels, render(item.view, root, 32).pixels)
+
+
+def test_an_extraction_chooses_its_processes_says_why_and_makes_the_same_store(
+    store: Path, healthy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["extract", str(store), *WEIGHTS, "--json"]) == 0
+
+    assert contents(store) == contents(healthy)
+    summary = json.loads(capsys.readouterr().out)
+    rates, seconds = summary["rates"], summary["seconds"]
+    assert rates["decode_workers"] >= 1
+    assert rates["teacher_seconds"].keys() == {"image", "video"}
+    assert min(rates["decode_seconds"], rates["writing_seconds"], *rates["teacher_seconds"].values()) > 0
+    assert list(seconds) == ["starting", "waiting for decode", "teachers", "waiting for disk", "sealing"]
+    assert sum(seconds.values()) == pytest.approx(summary["elapsed_seconds"], rel=0.1)
 
 
 # ---- what it refuses, what it says -----------------------------------------------------------------------------------

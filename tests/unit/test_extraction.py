@@ -11,7 +11,9 @@ from small_runs import make_videos, once, plan_small, small_recipe
 from small_stores import column_of, fill, write
 
 from mvd_offline.errors import RecipeError
+from mvd_offline.extraction.batches import Afterwards
 from mvd_offline.extraction.coding import CodedBatch, CodingWatch, ColumnCoding
+from mvd_offline.extraction.rates import Rates, available_cores, most_decode_workers
 from mvd_offline.extraction.summary import ExtractSummary
 from mvd_offline.extraction.work import Entry, ShardWork
 from mvd_offline.recipe import teacher_kind
@@ -185,3 +187,85 @@ def test_a_row_that_the_codec_cannot_hold_is_refused_when_it_is_wanted() -> None
     batch.row(0)
     with pytest.raises(CodecError, match=r"not finite, the first at token 6, channel 0.*bfloat16"):
         batch.row(1)
+
+
+# ---- how many processes decode ---------------------------------------------------------------------------------------
+
+
+def rates_of(*, decode: float, teachers: dict[str, float], workers: int = 1) -> Rates:
+    rates = Rates(decode_workers=workers)
+    for _ in range(3):
+        rates.decoded(decode)
+        for column, seconds in teachers.items():
+            rates.ran(column, seconds)
+    return rates
+
+
+@pytest.mark.parametrize(
+    ("decode", "teachers", "wanted"),
+    [
+        (0.05, {"image": 1.0, "video": 1.0}, 1),
+        (0.1, {"image": 0.06, "video": 0.06}, 2),
+        (0.1, {"image": 0.03}, 5),
+        (0.1, {"video": 0.001}, 8),
+        (0.1, {}, 8),
+    ],
+)
+def test_the_fewest_processes_that_keep_up_with_the_teachers_decode(
+    decode: float, teachers: dict[str, float], wanted: int
+) -> None:
+    rates = rates_of(decode=decode, teachers=teachers)
+    assert rates.workers_wanted(most=8) == wanted
+
+
+def test_processes_that_are_there_stay_and_nothing_measured_asks_for_none() -> None:
+    assert rates_of(decode=0.1, teachers={"video": 9.0}, workers=4).workers_wanted(most=8) == 4
+    assert Rates(decode_workers=3).workers_wanted(most=8) == 3
+
+
+def test_a_disk_that_holds_the_teachers_up_needs_fewer_processes() -> None:
+    rates = rates_of(decode=0.1, teachers={"video": 0.01})
+    rates.waited(0.115)
+    assert rates.workers_wanted(most=8) == 1
+
+
+def test_the_first_batch_of_a_teacher_does_not_count() -> None:
+    rates = Rates()
+    rates.ran("video", 9.0)
+    assert rates.teacher_seconds == {"video": 9.0}, "better than nothing"
+    for seconds in (0.1, 0.3, 0.2):
+        rates.ran("video", seconds)
+    assert rates.teacher_seconds == {"video": 0.2}
+
+
+def test_a_control_group_limits_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quota = tmp_path / "cpu.max"
+    quota.write_text("max 100000\n")
+    everything = available_cores(quota)
+    assert available_cores(tmp_path / "none") == everything >= 1
+    quota.write_text("50000 100000\n")
+    assert available_cores(quota) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
+    assert most_decode_workers() == max(1, available_cores() // 64)
+
+
+def test_results_are_handed_over_in_order_while_the_next_batch_may_be_computed() -> None:
+    done, ready = list[str](), set[str]()
+    after = Afterwards()
+
+    def put(name: str, *, result: bool) -> None:
+        after.put(lambda: done.append(name), ready=(lambda: name in ready) if result else None)
+
+    put("open", result=False)
+    assert done == ["open"]
+    put("one", result=True)
+    put("commit", result=False)
+    assert done == ["open"], "the device is not done"
+    put("two", result=True)
+    assert done == ["open", "one", "commit"], "one batch may be under way, not two"
+    ready.add("two")
+    put("end", result=False)
+    assert done[3:] == ["two", "end"]
+    put("three", result=True)
+    after.finish()
+    assert done[-1] == "three"
