@@ -13,6 +13,7 @@ from mvd_offline.cli.bench_all import run_everything
 from mvd_offline.cli.bench_clips import clips
 from mvd_offline.cli.bench_codecs import codecs
 from mvd_offline.cli.bench_pipeline import pipeline
+from mvd_offline.cli.bench_extraction import extraction
 from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
@@ -355,3 +356,4 @@ app.command()(clips)
 app.command()(codecs)
 app.command()(pipeline)
 app.command("all")(run_everything)
+app.command()(extraction)

@@ -45,20 +45,22 @@ class TeacherInputs:
     def features(self, teacher: Teacher) -> Tensor:
         """Float32 features (len(items), N, D), on the device."""
         if (video := self._videos.get(teacher.image_size)) is None:
-            video = self._videos[teacher.image_size] = normalize(self._clips(teacher.image_size))
+            # Pinned, a copy needs no processor, and does not wait for what the device still computes.
+            clips = stacked(self._items, self._rows, teacher.image_size, pin=self._device.type == "cuda")
+            video = self._videos[teacher.image_size] = normalize(clips.to(self._device, non_blocking=True))
         output: Tensor = teacher(video)
         return output.float()[: len(self._items)]
 
-    def _clips(self, size: int) -> Tensor:
-        """(batch_rows, T, S, S, 3) uint8, on its way to the device; rows that failed are zeros."""
-        pixels = [None if item.renderings is None else item.renderings[size].pixels for item in self._items]
-        shape = next(clip.shape for clip in pixels if clip is not None)
-        # Pinned, the copy needs no processor, and does not wait for what the device still computes.
-        clips = torch.zeros(self._rows, *shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
-        for slot, clip in zip(clips.numpy(), pixels, strict=False):
-            if clip is not None:
-                slot[...] = clip
-        return clips.to(self._device, non_blocking=True)
+
+def stacked(items: Sequence[FeedItem], rows: int, size: int, *, pin: bool = False) -> Tensor:
+    """The views of a batch, uint8 (rows, T, S, S, 3); those that failed, and those that it lacks, are zeros."""
+    pixels = [None if item.renderings is None else item.renderings[size].pixels for item in items]
+    shape = next(clip.shape for clip in pixels if clip is not None)
+    clips = torch.zeros(rows, *shape, dtype=torch.uint8, pin_memory=pin)
+    for slot, clip in zip(clips.numpy(), pixels, strict=False):
+        if clip is not None:
+            slot[...] = clip
+    return clips
 
 
 def batch_features(

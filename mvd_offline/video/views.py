@@ -129,6 +129,20 @@ class Plan:
                 rows += len(view_id)
         return cls.from_bytes(sink.getvalue())
 
+    def beginning(self, views: int, rows_per_shard: int) -> Plan:
+        """Its first views that are ok, as a plan of one group; all clips of the last video are in it."""
+        clips = self.section.num_sample
+        block = self._block(0)
+        good = block.filter(pc.equal(block["status"], "ok")).slice(0, -(-views // clips) * clips).combine_chunks()
+        columns = {name: good[name].combine_chunks() for name in _SCHEMA.names}
+        return self.from_blocks(
+            [columns | {"group": np.zeros(len(good), np.int32)}],
+            videos=len(good) // clips,
+            classes=self.classes,
+            section=self.section.model_copy(update={"groups": 1}),
+            rows_per_shard=rows_per_shard,
+        )
+
     # ---- on disk -----------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
