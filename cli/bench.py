@@ -14,6 +14,7 @@ from mvd_offline.cli.bench_clips import clips
 from mvd_offline.cli.bench_codecs import codecs
 from mvd_offline.cli.bench_pipeline import pipeline
 from mvd_offline.cli.bench_extraction import extraction
+from mvd_offline.cli.bench_planner import planner
 from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
 
 if TYPE_CHECKING:
@@ -357,3 +358,4 @@ app.command()(codecs)
 app.command()(pipeline)
 app.command("all")(run_everything)
 app.command()(extraction)
+app.command()(planner)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,16 +22,28 @@ from mvd_offline.shards.codecnames import codec_family
 from mvd_offline.shards.codecs import CODECS, get_codec
 from mvd_offline.shards.creation import read_header
 from mvd_offline.shards.klt import KltCodec
-from mvd_offline.shards.schema import ColumnSpec, StoreHeader
+from mvd_offline.shards.schema import CLIPS, ColumnSpec, StoreHeader
 from mvd_offline.shards.store import Store, create_store
 from mvd_offline.video.baking import clips_column
 from mvd_offline.video.catalog import Catalog
 from mvd_offline.video.views import Plan
 
+if TYPE_CHECKING:
+    from mvd_offline.measuring import Measured
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a store and a training on it will take; times assume `sustained_tflops` of the device throughout."""
+    """What a store and a training on it will take, on one device.
+
+    Attributes:
+        bytes_by_codec: of the teachers' targets.
+        clips_bytes: of baked clips; None where nothing tells before they are baked.
+        sustained_tflops: what the device is taken to do throughout; None where rates were measured instead.
+        step_seconds: of a training on the store, of a global batch.
+        read_megabytes_per_second: what such a training reads.
+        break_even_epoch: from which on the store is cheaper; None where it never is.
+    """
 
     videos: int
     rows: int
@@ -41,14 +53,44 @@ class Estimate:
     teachers: dict[str, str]
     bytes_by_codec: dict[str, int]
     codec: str
-    sustained_tflops: float
+    clips_bytes: int | None
+    sustained_tflops: float | None
+    measured: Measured | None
     hours: Hours
+    step_seconds: float
     clips_per_second: float
     read_megabytes_per_second: float
-    break_even_epoch: float
+    break_even_epoch: float | None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "hours": self.hours.to_json()}
+
+
+@dataclass(frozen=True)
+class ClipSeconds:
+    """What one device takes for a clip: to extract its targets, and to train on it, cached and online."""
+
+    extraction: float
+    cached: float
+    online: float
+    how: str
+    """Where it is known from."""
+
+    @classmethod
+    def at(cls, recipe: DistillRecipe, store: Store, sustained_tflops: float) -> ClipSeconds:
+        """Of a device that does so many operations a second, and never waits."""
+        costs = {name: teacher_cost(recipe, name, store).flops for name in recipe.teachers}
+        widths = {name: store.header.columns[recipe.column(name)].width for name in recipe.active_teachers}
+        student, rate = student_flops(recipe, widths), sustained_tflops * 1e12
+        active = sum(costs[name] for name in recipe.active_teachers)
+        how = f"at {sustained_tflops:g} TFLOP/s"
+        return cls(sum(costs.values()) / rate, student / rate, (active + student) / rate, how)
+
+    @classmethod
+    def of(cls, recipe: DistillRecipe, measured: Measured) -> ClipSeconds:
+        extraction = measured.extraction_seconds() if recipe.teachers else 0.0
+        how = f"from what was measured on this machine, {measured.machine['device']}"
+        return cls(extraction, measured.cached_seconds(recipe), measured.online_seconds(recipe), how)
 
 
 def plan_store(recipe: DistillRecipe, *, catalog_path: Path, store_dir: Path) -> Store:
@@ -150,18 +192,26 @@ def column_of(recipe: DistillRecipe, name: TeacherName, teacher: Teacher, codec:
     )
 
 
-def estimate(recipe: DistillRecipe, store: Store, sustained_tflops: float = 100.0) -> Estimate:
-    """What the extraction into a store that was planned with `recipe`, and a training on it, will take."""
-    plan, rate = Plan.read(store.plan_path), sustained_tflops * 1e12
+def estimate(
+    recipe: DistillRecipe, store: Store, sustained_tflops: float = 100.0, *, measured: Measured | None = None
+) -> Estimate:
+    """What the extraction into a store that was planned with `recipe`, and a training on it, will take.
+
+    Args:
+        measured: rates of the device, in place of `sustained_tflops`.
+    """
+    plan = Plan.read(store.plan_path)
     columns = {name: store.header.columns[recipe.column(name)] for name in recipe.teachers}
     statuses = plan.counts()
     good = statuses.pop("ok", 0)
-    costs = {name: teacher_cost(recipe, name, store).flops for name in recipe.teachers}
-    active = sum(costs[name] for name in recipe.active_teachers)
-    student = student_flops(recipe, {name: columns[name].width for name in recipe.active_teachers})
+    clip = ClipSeconds.of(recipe, measured) if measured else ClipSeconds.at(recipe, store, sustained_tflops)
+    row_bytes = {
+        name: measured.row_bytes[name] if measured else _stored_row_bytes(store, name) for name in store.columns
+    }
     epochs = recipe.optim.stop_after_epochs or recipe.optim.epochs
-    clips_per_epoch, clips_per_second = good / recipe.view.groups, rate / student
-    extraction, how = good * sum(costs.values()), f"at {sustained_tflops:g} TFLOP/s"
+    clips_per_epoch, trained = good / recipe.view.groups, epochs * good / recipe.view.groups
+    extraction, saved = good * clip.extraction, clips_per_epoch * (clip.online - clip.cached)
+    read = [recipe.column(name) for name in recipe.active_teachers] + [CLIPS] * (CLIPS in row_bytes)
     return Estimate(
         videos=plan.videos,
         rows=len(plan),
@@ -171,22 +221,23 @@ def estimate(recipe: DistillRecipe, store: Store, sustained_tflops: float = 100.
         teachers={spec.name: describe(spec) for spec in columns.values()},
         bytes_by_codec={
             **{name: good * _row_bytes(name, list(columns.values())) for name in CODECS},
-            recipe.store.codec_family: good * sum(_stored_row_bytes(store, c.name) for c in columns.values()),
+            recipe.store.codec_family: good * sum(row_bytes[spec.name] for spec in columns.values()),
         },
         codec=recipe.store.codec_family,
-        sustained_tflops=sustained_tflops,
+        clips_bytes=good * row_bytes[CLIPS] or None if CLIPS in row_bytes else 0,
+        sustained_tflops=None if measured else sustained_tflops,
+        measured=measured,
         hours=hours_of(
             recipe,
             [store.root],
-            extraction=estimated(extraction / rate, how),
-            cached=estimated(epochs * clips_per_epoch * student / rate, how),
-            online=estimated(epochs * clips_per_epoch * (active + student) / rate, how),
+            extraction=estimated(extraction, clip.how),
+            cached=estimated(trained * clip.cached, clip.how),
+            online=estimated(trained * clip.online, clip.how),
         ),
-        clips_per_second=clips_per_second,
-        read_megabytes_per_second=clips_per_second
-        * sum(_stored_row_bytes(store, columns[name].name) for name in recipe.active_teachers)
-        / 1e6,
-        break_even_epoch=extraction / (clips_per_epoch * active) if active and clips_per_epoch else 0.0,
+        step_seconds=recipe.optim.batch_size * clip.cached,
+        clips_per_second=1 / clip.cached,
+        read_megabytes_per_second=sum(row_bytes[name] for name in read) / clip.cached / 1e6,
+        break_even_epoch=extraction / saved if saved > 0 else None if extraction else 0.0,
     )
 
 

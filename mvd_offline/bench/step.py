@@ -106,11 +106,19 @@ class Stepper:
 
     def step(self, batch: Batch, request: BatchRequest) -> dict[str, float]:
         """Losses and the gradient's norm of a batch on the device, which is waited for once, before the update."""
+        self.accumulate(batch, request)
+        return self.update()
+
+    def accumulate(self, batch: Batch, request: BatchRequest) -> None:
+        """Forward and backward."""
         self._task.model.train()
         with self._accelerator.autocast():
             parts = self._task.loss(self._model, batch)
         self._accelerator.backward(parts["loss"])
         self._losses.add(parts, request)
+
+    def update(self) -> dict[str, float]:
+        """What a step does once after its micro-batches; losses and the gradient's norm."""
         norm = gradient_norm(self._accelerator, self._optimizer, self._task.model)
         values, _ = self._losses.agree(0, norm, False, self._accelerator)
         set_learning_rate(self._optimizer, 0.0)

@@ -265,13 +265,18 @@ def check_launch(
         UsageError, RecipeError: an epoch smaller than a batch, a batch that does not divide by the processes, or fp16
             where accelerate has none (on a CPU it would train in float32 without a word).
     """
+    check_precision(training, accelerator)
+    shape = BatchShape(optim.batch_size, accelerator.num_processes, optim.micro_batch_size, quirks.leftover_micro_batch)
+    return shape, Schedule.of(samples, optim, training)
+
+
+def check_precision(training: TrainingSection, accelerator: Accelerator) -> None:
+    """Raises UsageError for fp16 where accelerate has none (on a CPU it would train in float32 without a word)."""
     if training.precision == "fp16" and accelerator.scaler is None:
         raise UsageError(
             f"training.precision is fp16, which needs a GPU; this run is on {accelerator.device}. "
             "--set training.precision=bf16, or no for float32."
         )
-    shape = BatchShape(optim.batch_size, accelerator.num_processes, optim.micro_batch_size, quirks.leftover_micro_batch)
-    return shape, Schedule.of(samples, optim, training)
 
 
 def _step_seed(seed: int, request: BatchRequest) -> int:

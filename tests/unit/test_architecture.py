@@ -163,6 +163,7 @@ LAYERS = [
         "probing",
         "webdataset_export",
         "planner",
+        "measuring",
         "costs",
         "inspection",
         "report",
