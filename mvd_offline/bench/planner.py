@@ -155,7 +155,7 @@ def _steps(
 def _run(*words: str | Path) -> dict[str, Any]:
     """What a command of ours reports as JSON."""
     command = [sys.executable, "-m", "mvd_offline", *map(str, words), "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise MvdError(f"`mvd-offline {words[0]}` failed: {done.stderr.strip().splitlines()[-1]}")
     report: dict[str, Any] = json.loads(done.stdout)
