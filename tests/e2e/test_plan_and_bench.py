@@ -44,6 +44,47 @@ def test_plan_reports_rows_bytes_and_costs(catalog: Path, tmp_path: Path, capsys
     assert main(command) == 0, "the same plan may be made again"
 
 
+def test_plan_measures_this_machine_and_leaves_nothing_beside_the_store(
+    catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", RECIPE, "--videos", str(catalog), "--store", str(tmp_path / "store"), "--measure"]
+    command += ["--set", "store.bake={}", "--set", "training.workers=1"]
+    capsys.readouterr()
+
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    measured = report["measured"]
+    positive = [value for value in measured.values() if isinstance(value, int | float)]
+    positive += [*measured["teacher_seconds"].values(), *measured["row_bytes"].values(), report["step_seconds"]]
+    assert min(value for value in positive if value != measured["computing_cores"]) > 0
+    assert measured["teacher_seconds"].keys() == {"image", "video"}
+    assert measured["row_bytes"] == {"clips": measured["row_bytes"]["clips"], "image": 3072, "video": 3072}
+    assert report["bytes_by_codec"]["float16"] == 16 * 2 * 3072
+    assert report["clips_bytes"] == 16 * measured["row_bytes"]["clips"]
+    assert measured["micro_batch"] == 3
+    assert report["sustained_tflops"] is None
+    for figure in (report["hours"][name] for name in ("extraction", "cached", "online")):
+        assert figure["device_seconds"] > 0
+        assert figure["how"].startswith("from what was measured on this machine")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+    assert main([*command, "--tflops", "3"]) == 2
+    assert "leave one of them out" in capsys.readouterr().err
+
+
+def test_plan_measures_what_a_store_of_views_alone_costs(
+    catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", RECIPE, "--videos", str(catalog), "--store", str(tmp_path / "store"), "--measure"]
+    assert main([*command, "--set", "teachers={}", "--set", "loss.weights={}", "--set", "pixels={}"]) == 0
+
+    table = capsys.readouterr().out
+    assert "measured on this machine" in table
+    assert "loading a clip" in table
+    assert "writing a view" not in table
+
+
 def test_plan_tells_the_hours_of_teachers_that_were_pretrained_here(
     catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,3 +201,23 @@ def test_the_demo_ends_with_a_student_that_beats_scratch(tmp_path: Path, capsys:
     assert report["distilled_top1"] > report["scratch_top1"]
     assert (tmp_path / "curves.png").is_file()
     assert (tmp_path / "contact_sheet.png").is_file()
+
+
+def test_bench_extraction_holds_an_extraction_against_its_teachers(
+    catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    assert main(["plan", RECIPE, "--videos", str(catalog), "--store", str(store)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
+    capsys.readouterr()
+
+    assert main(["bench", "extraction", str(store), "--rows", "5", "--rounds", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    assert (report["rows"], report["batch_rows"], report["rounds"]) == (5, 2, 1)
+    assert 0 < report["share"]["low"] <= report["share"]["median"]
+    assert report["extraction_clips_per_second"]["median"] > 0
+    assert report["bytes_a_row"] == 2 * 3072
+    assert report["seconds"].keys() == {"waiting for decode", "teachers", "waiting for disk", "sealing"}
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
