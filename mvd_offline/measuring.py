@@ -258,7 +258,7 @@ class _Bench:
         sizes = {column: self._store.row_bytes(column) for column in columns}
         if not columns:
             return sizes, 0.0
-        seconds = _median_seconds(lambda: [self._store.read_coded(column, ids) for column in columns])
+        seconds = _median_seconds(lambda: [self._store.read_payloads(column, ids) for column in columns])
         return sizes, len(ids) * sum(sizes.values()) / seconds
 
     # ---- training ----------------------------------------------------------------------------------------------------
