@@ -36,9 +36,12 @@ def denormalize(video: Tensor) -> Tensor:
 
 def channel_constants(like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation as float32 (1, 3, 1, 1, 1) on the device of `like`."""
-    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float32, device=like.device).view(1, 3, 1, 1, 1)
-    std = torch.tensor(IMAGENET_STD, dtype=torch.float32, device=like.device).view(1, 3, 1, 1, 1)
-    return mean, std
+    # Filled where they are: a copy from here would wait until the device has done all that it was told to.
+    mean, std = (
+        torch.stack([torch.full((), value, dtype=torch.float32, device=like.device) for value in values])
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return mean.view(1, 3, 1, 1, 1), std.view(1, 3, 1, 1, 1)
 
 
 def front_frames(video: Tensor, tubelet_size: int) -> Tensor:
