@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Final
@@ -110,14 +110,11 @@ def extract(
     # Listed once: what a process finishes first must not shift the others' shares.
     (listed,) = broadcast_object_list([work.list_all() if accelerator.is_main_process else None])
     if listed:
-        teachers = {
-            name: load_column_teacher(store, name, paths, accelerator.device)
-            for name in sorted({column for _, columns in listed for column in columns} - {CLIPS})
-        }
-        work.only({*teachers, CLIPS} & set(store.columns))
-        watch.lap("starting")
+        columns = sorted({column for _, names in listed for column in names} - {CLIPS})
+        work.only({*columns, CLIPS} & set(store.columns))
         with Timekeeper(store_dir, producer_of(accelerator.device)["device"], began) as keeper:
             device = accelerator.device
+            teachers = _Teachers(store, columns, paths, device)
             job = _Job(store, work, teachers, root, workers, timeout_seconds, device, summary, keeper, watch)
             job.run(listed, accelerator.process_index, accelerator.num_processes, quiet=quiet)
 
@@ -187,12 +184,32 @@ def find_column_teacher(store: Store, name: str, paths: Mapping[str, str]) -> tu
 
 
 @dataclass(frozen=True)
+class _Teachers:
+    """The teachers of some columns, loaded when they are first asked for."""
+
+    store: Store
+    columns: Sequence[str]
+    paths: Mapping[str, str]
+    device: torch.device
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sides in pixels of what they see."""
+        return [self.store.header.columns[column].source["image_size"] for column in self.columns]
+
+    @cached_property
+    def loaded(self) -> Mapping[str, Teacher]:
+        """By column. Raises as `load_column_teacher`."""
+        return {name: load_column_teacher(self.store, name, self.paths, self.device) for name in self.columns}
+
+
+@dataclass(frozen=True)
 class _Job:
     """The work of one process."""
 
     store: Store
     work: ShardWork
-    teachers: Mapping[str, Teacher]
+    teachers: _Teachers
     root: Path | None
     """Of the videos; None where all clips are baked."""
     workers: int | None
@@ -229,13 +246,11 @@ class _Job:
         tasks = self.work.tasks(entries, claims, busy=busy, on_done=on_done)
         if (first := next(tasks, None)) is None:
             return busy
-        size = self.work.plan.section.image_size
-        sizes = [size, *(teacher.image_size for teacher in self.teachers.values())]
         clips, to_bake = self.store.header.columns.get(CLIPS), set[int]()
         with (
             RenderFeed(
                 self.root,
-                sizes,
+                [self.work.plan.section.image_size, *self.teachers.sizes],
                 workers=self.workers or max(1, self.summary.rates.decode_workers),
                 timeout_seconds=self.timeout_seconds,
                 ahead=2 * self.store.header.batch_rows,
@@ -245,8 +260,11 @@ class _Job:
             WriteBehind(self.store, self.summary, producer_of(self.device)) as writer,
         ):
             self.summary.rates.decode_workers = feed.workers
-            line = _Line(feed, Afterwards(), writer)
-            for task, items in self._decoded(feed, chain([first], tasks), to_bake):
+            decoded = self._decoded(feed, chain([first], tasks), to_bake)
+            # Meanwhile the first views are decoded.
+            line = _Line(feed, self.teachers.loaded, Afterwards(), writer)
+            self.watch.lap("starting")
+            for task, items in decoded:
                 self._make(task, items, line, pace)
             self.watch.lap("waiting for decode")
             line.afterwards.finish()
@@ -258,8 +276,8 @@ class _Job:
     ) -> Iterator[tuple[ShardTask, Iterator[FeedItem]]]:
         """Each task, with the views that it wants rendered; they are to be used up before the next task is asked for.
 
-        A task is claimed when the feed, which runs ahead, reaches it; then `to_bake` takes the views whose clips it
-        wants.
+        The first of them are rendered from now on. A task is claimed when the feed, which runs ahead, reaches it; then
+        `to_bake` takes the views whose clips it wants.
         """
         claimed: deque[ShardTask] = deque()
 
@@ -270,6 +288,11 @@ class _Job:
                 yield from (self.work.plan[view_id] for view_id in sorted(task.rendered))
 
         items = feed.items(views())
+        return self._by_task(items, claimed)
+
+    def _by_task(
+        self, items: Iterator[FeedItem], claimed: deque[ShardTask]
+    ) -> Iterator[tuple[ShardTask, Iterator[FeedItem]]]:
         for first in items:
             task = claimed.popleft()
             yield task, chain([first], islice(items, len(task.rendered) - 1))
@@ -285,7 +308,7 @@ class _Job:
             self.watch.lap("waiting for decode")
             wanting = [column for column, wanted in task.wanted.items() if not wanted.isdisjoint(views)]
             if wanting:
-                runs = self._begin(batch, wanting)
+                runs = self._begin(batch, {column: line.teachers[column] for column in wanting if column != CLIPS})
                 self.watch.lap("teachers")
                 hand_over = partial(self._hand_over, task, batch, runs, line.writer)
                 line.afterwards.put(hand_over, ready=partial(_are_ready, runs))
@@ -295,16 +318,16 @@ class _Job:
         self.keeper.note()
         self.watch.lap("waiting for disk")
 
-    def _begin(self, batch: Sequence[FeedItem], wanting: Sequence[str]) -> dict[str, TeacherRun]:
-        """Have a batch's features in the columns that want any computed; none if no clip of it was decoded."""
+    def _begin(self, batch: Sequence[FeedItem], teachers: Mapping[str, Teacher]) -> dict[str, TeacherRun]:
+        """Have a batch's features computed, by column; none if no clip of it was decoded."""
         if seconds := [item.seconds for item in batch if item.seconds]:
             self.summary.rates.decoded(statistics.median_low(seconds))
-        inputs = TeacherInputs(batch, self.store.header.batch_rows, self.device)
-        columns = [] if inputs.empty else [column for column in wanting if column != CLIPS]
-        codecs = {column: self.store.header.columns[column].codec for column in columns}
+        inputs, columns = TeacherInputs(batch, self.store.header.batch_rows, self.device), self.store.header.columns
+        if inputs.empty:
+            return {}
         return {
-            column: TeacherRun.begin(inputs, self.teachers[column], codec, self.device)
-            for column, codec in codecs.items()
+            name: TeacherRun.begin(inputs, teacher, columns[name].codec, self.device)
+            for name, teacher in teachers.items()
         }
 
     def _hand_over(
@@ -333,9 +356,10 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Line:
-    """The stations that a batch passes, before and after the teachers."""
+    """The stations that a batch passes."""
 
     feed: RenderFeed
+    teachers: Mapping[str, Teacher]
     afterwards: Afterwards
     writer: WriteBehind
 

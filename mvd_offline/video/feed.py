@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
@@ -41,6 +42,8 @@ class StoredClip:
 
 _Made: TypeAlias = tuple[dict[int, Rendered], Baked | None, float] | VideoError
 """Renderings, what is baked of them, and the seconds that both took."""
+
+_Waiting: TypeAlias = tuple[View, "Future[_Made] | VideoError"]
 
 
 class RenderFeed:
@@ -88,19 +91,19 @@ class RenderFeed:
         self._pool.grow(workers)
 
     def items(self, views: Iterable[View]) -> Iterator[FeedItem]:
-        waiting: deque[tuple[View, Future[_Made] | VideoError]] = deque()
-        upcoming = iter(views)
-        exhausted = False
-        while True:
-            while not exhausted and len(waiting) < self.workers + self._ahead:
-                view = next(upcoming, None)
-                if view is None:
-                    exhausted = True
-                else:
-                    waiting.append((view, self._submit(view)))
-            if not waiting:
-                return
+        """Begins with the first views at once, whenever they are asked for."""
+        upcoming, waiting = iter(views), deque[_Waiting]()
+        self._fill(waiting, upcoming)
+        return self._items(waiting, upcoming)
+
+    def _items(self, waiting: deque[_Waiting], upcoming: Iterator[View]) -> Iterator[FeedItem]:
+        while waiting:
             yield self._collect(*waiting.popleft())
+            self._fill(waiting, upcoming)
+
+    def _fill(self, waiting: deque[_Waiting], upcoming: Iterator[View]) -> None:
+        for view in islice(upcoming, max(0, self.workers + self._ahead - len(waiting))):
+            waiting.append((view, self._submit(view)))
 
     def _submit(self, view: View) -> Future[_Made] | VideoError:
         if view.status != "ok":
