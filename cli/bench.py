@@ -12,8 +12,8 @@ import typer
 from mvd_offline.cli.bench_all import run_everything
 from mvd_offline.cli.bench_clips import clips
 from mvd_offline.cli.bench_codecs import codecs
-from mvd_offline.cli.bench_pipeline import pipeline
 from mvd_offline.cli.bench_extraction import extraction
+from mvd_offline.cli.bench_pipeline import pipeline
 from mvd_offline.cli.bench_planner import planner
 from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
 
