@@ -107,7 +107,8 @@ def most_decode_workers() -> int:
 
 def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Cores that this process may use: those of its affinity, and no more than its control group's share of time."""
-    cores = len(os.sched_getaffinity(0))
+    # macOS has no affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not quota.is_file():
         return cores
     limit, _, period = quota.read_text(encoding="ascii").partition(" ")

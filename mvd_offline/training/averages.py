@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -80,4 +79,5 @@ def piecewise_linear(points: tuple[tuple[float, float], ...]) -> Callable[[float
 
 def _whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which FSDP leaves each process a part: every process takes part in the call."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    whole: Callable[[], Tensor] | None = getattr(tensor, "full_tensor", None)  # a DTensor, whose import takes a second
+    return whole() if whole else tensor.detach()

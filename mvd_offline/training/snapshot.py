@@ -8,18 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
 from mvd_offline.training.averages import Average
-
-# Gathered on the first process only, in its main memory.
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass(frozen=True)
@@ -46,8 +36,12 @@ def take_snapshot(
     scaler: Mapping[str, Any] | None,
 ) -> Snapshot:
     """Gather the state. All processes call it; only the first has the tensors of model and optimiser afterwards."""
-    weights: Any = get_model_state_dict(model, options=WHOLE)
-    states: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE).get("state", {})
+    from torch.distributed.checkpoint import state_dict  # a second to load, which who does not train need not wait for
+
+    # Gathered on the first process only, in its main memory.
+    whole = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: Any = state_dict.get_model_state_dict(model, options=whole)
+    states: Any = state_dict.get_optimizer_state_dict(model, optimizer, options=whole).get("state", {})
     return Snapshot(
         model=weights,
         optimizer={f"{name}/{key}": value for name, state in states.items() for key, value in state.items()},
@@ -60,15 +54,17 @@ def put_back(
     snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer, averages: Mapping[str, Average]
 ) -> None:
     """The inverse of `take_snapshot` (but for the scaler), on any launch. All processes call it, with all tensors."""
-    options = StateDictOptions(full_state_dict=True)
+    from torch.distributed.checkpoint import state_dict
+
+    options = state_dict.StateDictOptions(full_state_dict=True)
     states: dict[str, Any] = {}
     for path, value in snapshot.optimizer.items():
         name, _, key = path.rpartition("/")
         states.setdefault(name, {})[key] = value
     # Rates, decays and the like are the recipe's, which a run shares with the one that it goes on from.
-    groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
-    set_optimizer_state_dict(model, optimizer, {"state": states, "param_groups": groups}, options=options)
+    groups = state_dict.get_optimizer_state_dict(model, optimizer)["param_groups"]
+    state_dict.set_optimizer_state_dict(model, optimizer, {"state": states, "param_groups": groups}, options=options)
     # After the optimiser, whose state PyTorch sets up by a step that changes nothing.
-    set_model_state_dict(model, dict(snapshot.model), options=options)
+    state_dict.set_model_state_dict(model, dict(snapshot.model), options=options)
     for name, average in averages.items():
         average.module.load_state_dict(snapshot.averages[name])

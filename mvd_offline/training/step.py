@@ -9,7 +9,6 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from mvd_offline.errors import NonFiniteLossError
 from mvd_offline.training.order import BatchRequest
@@ -63,7 +62,8 @@ def gradient_norm(accelerator: Accelerator, optimizer: AcceleratedOptimizer, mod
     """Norm of all gradients, a scalar on the device; a gradient scaler's factor is taken out of them first."""
     accelerator.unscale_gradients(optimizer)
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    whole: Callable[[], Tensor] | None = getattr(norm, "full_tensor", None)  # a DTensor, whose import takes a second
+    return whole() if whole else norm
 
 
 def clip_gradients(model: nn.Module, norm: Tensor, limit: float | None) -> None:
