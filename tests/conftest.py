@@ -14,6 +14,11 @@ hypothesis.settings.load_profile("repository")
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of whole processes first: they take longest, and at the end one worker would wait for the other's."""
+    items.sort(key=lambda item: not {"e2e", "crash"} & set(item.path.parts))
+
+
 @pytest.fixture(scope="session")
 def shared_clips() -> Path:
     """Real videos that lie beside the repository on some machines, never in it."""
