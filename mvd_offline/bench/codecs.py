@@ -1,6 +1,7 @@
 """What each codec makes of a store's features: bytes, error, speed. A rate-distortion curve, measured on real rows.
 
-What codec `klt` learns it learns of one half of the rows, and all codecs are measured on the other.
+What codec `klt` learns it learns of one half of the rows, and all codecs are measured on the other. With a recipe, the
+loss that the coded features lead to is measured too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mvd_offline.bench.codec_losses import LossEffect, StoreLosses, as_targets
 from mvd_offline.bench.measure import Spread, machine
 from mvd_offline.errors import UsageError
 from mvd_offline.extraction.learning import MOST_TOKENS
@@ -44,6 +46,8 @@ class CodecPoint:
     """From the payload to the array that goes to the device; 0 where it is the payload itself."""
     decode_ms: float
     """From that array to float32 features, here by numpy."""
+    effect: LossEffect | None = None
+    """On the column's term of the loss; None without a recipe."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class CodecTimes:
     learnt_from: int
     points: tuple[CodecPoint, ...]
     machine: dict[str, Any]
+    student: str | None = None
+    """Whose loss is measured, in words."""
+    loss_clips: int = 0
+    """Of each column: on which it is measured."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -64,21 +72,26 @@ def compare_codecs(
     columns: Sequence[str] | None,
     rows: int,
     errors: Sequence[float] = KLT_ERRORS,
+    losses: StoreLosses | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> CodecTimes:
     """Code rows of a store with every codec.
 
     Args:
-        columns: all of its teachers' when None.
+        columns: when None, all of its teachers', or those that the student of `losses` learns from.
         rows: of each column, evenly spread; half of them are measured.
         errors: relative errors that `klt` is asked for.
+        losses: measures what the codecs do to the loss.
 
     Raises:
         UsageError: a column is not stored in float32 or float16, so that it has lost too much already; or too few rows.
+        What `StoreLosses.compare` raises.
     """
+    if columns is None and losses is not None:
+        columns = losses.columns
     store = open_store(store_dir, columns=columns)
     points: list[CodecPoint] = []
-    learnt_from = measured = 0
+    learnt_from = measured = loss_clips = 0
     names = store.checked_columns(columns or store.target_columns)
     if not names:
         raise UsageError(f"{store_dir} has no teacher's column, so that there are no features to code.")
@@ -91,10 +104,30 @@ def compare_codecs(
             [row.astype(np.float32) for row in store.read(part, [column])[column]] for part in (ids[::2], ids[1::2])
         )
         learnt_from, measured = len(known), len(new)
+        effect = None
+        if losses is not None:
+            chosen = spread_rows(np.arange(measured), losses.clips)
+            effect, loss_clips = (
+                _effects(losses, column, ids[1::2][chosen], [new[place] for place in chosen]),
+                len(chosen),
+            )
         for codec in _codecs(known, errors):
             say(f"{column}: {codec_family(codec.name)}")
-            points.append(_point(column, codec, new))
-    return CodecTimes(measured, learnt_from, tuple(points), machine())
+            points.append(_point(column, codec, new, effect(codec) if effect else None))
+    return CodecTimes(measured, learnt_from, tuple(points), machine(), losses.student if losses else None, loss_clips)
+
+
+def _effects(
+    losses: StoreLosses, column: str, view_ids: NDArray[np.int64], rows: Sequence[NDArray[np.float32]]
+) -> Callable[[Codec], LossEffect]:
+    """What a codec does to the column's term of the loss on these rows."""
+    comparison = losses.compare(column, view_ids.tolist(), as_targets(rows))
+
+    def effect(codec: Codec) -> LossEffect:
+        coded = [codec.decode(codec.encode(row)).astype(np.float32) for row in rows]
+        return comparison.effect(as_targets(coded))
+
+    return effect
 
 
 def _require_exact(store: Store, column: str) -> None:
@@ -114,7 +147,7 @@ def _codecs(known: Sequence[NDArray[np.float32]], errors: Iterable[float]) -> It
         yield get_codec(remember(learn(sample, error)))
 
 
-def _point(column: str, codec: Codec, rows: Sequence[NDArray[np.float32]]) -> CodecPoint:
+def _point(column: str, codec: Codec, rows: Sequence[NDArray[np.float32]], effect: LossEffect | None) -> CodecPoint:
     sizes: list[int] = []
     lost: list[CodingError] = []
     times: list[tuple[float, float, float]] = []
@@ -141,4 +174,5 @@ def _point(column: str, codec: Codec, rows: Sequence[NDArray[np.float32]]) -> Co
         encode_ms=encode,
         unpack_ms=unpack if codec.packing else 0.0,
         decode_ms=decode,
+        effect=effect,
     )

@@ -147,6 +147,7 @@ def test_codecs_are_compared_on_rows_of_a_store(planned: Path, capsys: pytest.Ca
         "klt-0.16",
     ]
     assert (found["rows"], found["learnt_from"]) == (24, 24)
+    assert (found["student"], points["int8"]["effect"]) == (None, None)
     assert points["float32"]["relative_error"]["high"] == 0
     assert points["float16"]["smaller_than_float16"] == 1
     errors = [points[f"klt-{error}"]["relative_error"]["median"] for error in (0.02, 0.04, 0.08)]
@@ -155,3 +156,51 @@ def test_codecs_are_compared_on_rows_of_a_store(planned: Path, capsys: pytest.Ca
     assert sizes == sorted(sizes, reverse=True)
     assert main(["bench", "codecs", str(planned / "store")]) == 2
     assert "give a store in float32 or float16" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_loss_that_codecs_lead_to_is_measured_with_a_recipe(
+    planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", {**KLT, "store.codec": "float32"})
+    assert run_distill(recipe, planned / "exact", tmp_path / "run") == 0
+    student = tmp_path / "run" / "student.safetensors"
+    command = ["bench", "codecs", str(planned / "exact"), "--recipe", str(recipe), "--clips", "6"]
+    capsys.readouterr()
+
+    assert main([*command, "--student", str(student), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["student"], found["loss_clips"]) == (str(student), 6)
+    for column in ("image", "video"):
+        effects = {point["codec"]: point["effect"] for point in found["points"] if point["column"] == column}
+        assert effects["float32"] == {**effects["float32"], "change": 0, "gradient_cosine": 1, "gradient_difference": 0}
+        cosines = [effects[codec]["gradient_cosine"] for codec in ("float16", "klt-0.04", "klt-0.16")]
+        assert 1 >= cosines[0] > cosines[1] > cosines[2] > 0.5
+        differences = [effects[f"klt-{error}"]["gradient_difference"] for error in (0.04, 0.08, 0.16)]
+        assert differences == sorted(differences)
+        assert 0 < abs(effects["klt-0.08"]["change"]) < 0.02
+
+    assert main([*command, "--column", "video"]) == 0
+    printed = capsys.readouterr().out
+    assert "The loss that they lead to, of the untrained student of small on 6 of the rows" in printed
+    assert re.search(r"video +│ float32 +│ [0-9.]+ +│ \+0 % +│ 1 +│ 0 %", printed)
+
+
+def test_a_loss_of_another_recipe_student_or_column_is_refused(
+    planned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", {**KLT, "store.codec": "float32"})
+    alone = write_recipe(tmp_path / "alone.yaml", {**KLT, "store.codec": "float32", "loss.weights": {"image": 1.0}})
+    assert run_distill(alone, planned / "exact", tmp_path / "run") == 0
+    student = str(tmp_path / "run" / "student.safetensors")
+    command = ["bench", "codecs", str(planned / "exact")]
+
+    def error(*words: str) -> str:
+        assert main([*command, *words]) != 0
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "--student cannot go with codecs without a --recipe" in error("--student", student)
+    assert "view.stride: recipe has 4, store has 2" in error("--recipe", str(recipe), "--set", "view.stride=4")
+    assert "width of video None (the recipe: 192)" in error("--recipe", str(recipe), "--student", student)
+    assert "recipe small does not learn from column video, but from image" in error(
+        "--recipe", str(alone), "--column", "video"
+    )
