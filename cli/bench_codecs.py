@@ -97,9 +97,8 @@ def _print_losses(found: CodecTimes) -> None:
 
     from mvd_offline.cli.common import print_table
 
-    title = f"The loss that they lead to, of {found.student} on {found.loss_clips} of the rows"
     heads = ("column", "codec", "loss as stored", "coded", "gradient's cosine", "difference")
-    table = Table(*heads, title=title, title_justify="left")
+    table = Table(*heads, title=f"The loss that they lead to, on {found.loss_clips} rows", title_justify="left")
     for point in found.points:
         if point.effect is not None:
             effect = point.effect
@@ -112,3 +111,4 @@ def _print_losses(found: CodecTimes) -> None:
                 f"{100 * effect.gradient_difference:.3g} %",
             )
     print_table(table)
+    typer.echo(f"student: {found.student}")

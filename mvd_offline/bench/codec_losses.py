@@ -147,7 +147,7 @@ class StoreLosses:
         self._student = (self._task.student if student is None else _load(student, self._task.student)).to(device)
         self._names = {column: name for name, column in recipe.active_columns.items()}
         self.columns, self.clips = tuple(self._names), clips
-        self.student = f"the untrained student of {recipe.name}" if student is None else str(student)
+        self.student = f"the untrained one of {recipe.name}" if student is None else str(student)
 
     def compare(self, column: str, view_ids: Sequence[int], exact: Tensor) -> TargetComparison:
         """A column's term of the loss on these views; `exact` is float32 (B, N, D).
