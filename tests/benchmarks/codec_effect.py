@@ -37,7 +37,7 @@ from mvd_offline.distillation.task import STUDENT_FILE, DistillTask
 from mvd_offline.extract import extract
 from mvd_offline.models.loading import load_student, start_finetuning
 from mvd_offline.planner import plan_store
-from mvd_offline.recipe import DistillRecipe
+from mvd_offline.recipe import DistillRecipe, load_distill
 from mvd_offline.shards.store import open_store
 from mvd_offline.training.order import BatchRequest
 
@@ -180,6 +180,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="as vit_tiny.py ran")
     options = parser.parse_args()
     places = Places(options.of.resolve(), options.out.resolve(), scale_of(options.quick))
+    for seed in range(options.seeds):
+        if load_distill(str(places.run(EXACT, seed) / "recipe.yaml")) != places.recipe(EXACT, seed):
+            parser.error(f"{places.run(EXACT, seed)} is a student of another recipe: run vit_tiny.py again, elsewhere")
     places.out.mkdir(parents=True, exist_ok=True)
     codecs = [EXACT, *options.codecs.split(",")]
     stages: list[list[Job]] = [
