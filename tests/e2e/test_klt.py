@@ -16,6 +16,7 @@ import zarr
 from small_runs import MVD_OFFLINE, contents, fill, metrics, plan_small, run_distill, write_recipe
 
 import mvd_offline.shards
+from mvd_offline.bench.suite.lines import lines_of
 from mvd_offline.cli.main import main
 from mvd_offline.shards import open_store
 
@@ -170,6 +171,9 @@ def test_the_loss_that_codecs_lead_to_is_measured_with_a_recipe(
     assert main([*command, "--student", str(student), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["student"], found["loss_clips"]) == (str(student), 6)
+    lines = lines_of("codecs", found)
+    assert [line.what for line in lines] == [f"{point['column']}, {point['codec']}" for point in found["points"]]
+    assert all("relative error" in line.unit and "gradient's cosine" in line.unit for line in lines)
     for column in ("image", "video"):
         effects = {point["codec"]: point["effect"] for point in found["points"] if point["column"] == column}
         assert effects["float32"] == {**effects["float32"], "change": 0, "gradient_cosine": 1, "gradient_difference": 0}

@@ -79,9 +79,11 @@ def _clips(report: Report) -> Iterator[Line]:
 
 def _codecs(report: Report) -> Iterator[Line]:
     for point in report["points"]:
+        cost = f"relative error {_digits(100 * point['relative_error']['median'])} %"
+        if effect := point["effect"]:
+            cost += f", loss {100 * effect['change']:+.2g} %, gradient's cosine {effect['gradient_cosine']:.4g}"
         name = f"{point['column']}, {point['codec']}"
-        yield Line.single(f"{name}: smaller than float16", point["smaller_than_float16"], "x")
-        yield Line.of(f"{name}: relative error", point["relative_error"], "%", 100)
+        yield Line.single(name, point["smaller_than_float16"], f"x smaller than float16; {cost}")
 
 
 def _read(report: Report) -> Iterator[Line]:

@@ -25,7 +25,8 @@ def markdown(
         pictures: file names by benchmark.
     """
     parts = [f"# Measured on this machine: {recipe}", "", ", ".join(f"{key} {value}" for key, value in machine.items())]
-    parts += ["", "Medians, with the extremes of all repetitions.", "", *(f"- {note}" for note in notes)]
+    parts += ["", "Medians, with the extremes of all repetitions."]
+    parts += ["", *listed] if (listed := [f"- {note}" for note in notes]) else []
     for name, title in PARTS.items():
         if name in reports:
             command, report = reports[name]

@@ -89,7 +89,7 @@ class Material:
             "extraction": [str(self.store), "--rows", str(sizes.extracted), *rounds, *threads],
             "planner": ["--videos", str(self.catalog)],
             "clips": [str(self.store), *rounds],
-            "codecs": [str(self.store)],
+            "codecs": [str(self.store), "--recipe", str(self.recipe), "--clips", str(sizes.batch)],
             "read": [
                 *("--rows", str(sizes.read_rows), "--tokens", str(sizes.read_tokens)),
                 *("--repeats", str(sizes.rounds), "--workers", "0,2", "--out", str(self.folder), *threads),
