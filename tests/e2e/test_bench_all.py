@@ -11,7 +11,7 @@ from PIL import Image
 
 from mvd_offline.bench.suite.lines import Line, lines_of
 from mvd_offline.bench.suite.pages import markdown
-from mvd_offline.bench.suite.parts import FULL, PARTS, Material
+from mvd_offline.bench.suite.parts import ON_CPU, PARTS, Material
 from mvd_offline.cli.bench import app
 from mvd_offline.cli.main import main
 
@@ -53,7 +53,7 @@ def test_a_benchmark_that_failed_is_on_the_page() -> None:
 
 def test_every_part_is_a_command_with_these_options(tmp_path: Path) -> None:
     names = {"recipe": tmp_path / "r.yaml", "catalog": tmp_path / "c", "store": tmp_path / "s", "folder": tmp_path}
-    material = Material(**names, sizes=FULL, threads=1)
+    material = Material(**names, sizes=ON_CPU, threads=1)
     commands = typer.main.get_command(app)
     assert isinstance(commands, typer.core.TyperGroup)
     for part in PARTS:

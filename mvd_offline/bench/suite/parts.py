@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -38,18 +38,19 @@ class Sizes:
     growth_rows: tuple[int, ...]
 
 
-FULL: Final = Sizes(
-    videos=2,
+ON_CPU: Final = Sizes(
+    videos=1,
     short_side=256,
     frames=200,
-    batch=4,
+    batch=2,
     steps=4,
     rounds=3,
-    extracted=16,
+    extracted=8,
     read_rows=256,
     read_tokens=1568,
     growth_rows=(1_000, 10_000, 100_000, 1_000_000),
 )
+ON_GPU: Final = replace(ON_CPU, videos=8, batch=32, steps=10, extracted=128)
 QUICK: Final = Sizes(
     videos=2,
     short_side=64,
@@ -84,7 +85,7 @@ class Material:
         in_turn = ["--steps", str(sizes.steps), *rounds, "--batch", str(sizes.batch), *threads]
         own: dict[str, list[str]] = {
             "step": [*of_store, "--steps", str(sizes.steps), "--batch-size", str(sizes.batch), *threads],
-            "official-like": in_turn,
+            "official-like": ["--steps", "1", *rounds, "--batch", str(sizes.batch), *threads],
             "pipeline": [*of_store, *in_turn, "--set", "training.workers=1"],
             "extraction": [str(self.store), "--rows", str(sizes.extracted), *rounds, *threads],
             "planner": ["--videos", str(self.catalog)],

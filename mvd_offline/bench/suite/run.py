@@ -18,7 +18,7 @@ import torch
 from mvd_offline.bench.here import on_this_machine
 from mvd_offline.bench.measure import machine
 from mvd_offline.bench.suite.pages import markdown
-from mvd_offline.bench.suite.parts import FULL, PARTS, QUICK, Material, Sizes
+from mvd_offline.bench.suite.parts import ON_CPU, ON_GPU, PARTS, QUICK, Material, Sizes
 from mvd_offline.bench.suite.plots import draw_plots
 from mvd_offline.errors import MvdError, UsageError
 from mvd_offline.extract import extract
@@ -89,9 +89,10 @@ def run_all(
     if unknown := [part for part in parts if part not in PARTS]:
         raise UsageError(f"there is no benchmark {', '.join(unknown)}; choose of {', '.join(PARTS)}")
     out.mkdir(parents=True, exist_ok=True)
+    sizes = QUICK if quick else ON_GPU if torch.cuda.is_available() else ON_CPU
     base = load_distill(recipe or (QUICK_RECIPE if quick else RECIPE), [*(QUICK_CHANGES if quick else ()), *overrides])
-    changed, notes = on_this_machine(_small(base))
-    material = _material(out, changed, QUICK if quick else FULL, threads, say)
+    changed, notes = on_this_machine(_small(base, sizes.batch))
+    material = _material(out, changed, sizes, threads, say)
     done: dict[str, PartResult] = {}
     failed: dict[str, str] = {}
     for part in (part for part in PARTS if part in parts):
@@ -110,8 +111,8 @@ def run_all(
     return result
 
 
-def _small(recipe: DistillRecipe) -> DistillRecipe:
-    """The recipe with a store of few views in several shards, and of their clips."""
+def _small(recipe: DistillRecipe, batch: int) -> DistillRecipe:
+    """The recipe with a store of few views in several shards, and of their clips; its steps are of one micro-batch."""
     view = recipe.view.model_copy(update={"groups": 1})
     store = recipe.store.model_copy(
         update={
@@ -120,7 +121,9 @@ def _small(recipe: DistillRecipe) -> DistillRecipe:
             "bake": recipe.store.bake or BakeSection(),
         }
     )
-    return recipe.model_copy(update={"view": view, "store": store})
+    optim = recipe.optim.model_copy(update={"batch_size": batch, "micro_batch_size": batch})
+    quirks = recipe.quirks.model_copy(update={"leftover_micro_batch": None})
+    return recipe.model_copy(update={"view": view, "store": store, "optim": optim, "quirks": quirks})
 
 
 def _material(out: Path, recipe: DistillRecipe, sizes: Sizes, threads: int, say: Callable[[str], None]) -> Material:
