@@ -523,8 +523,10 @@ class Store:
     def ok_rows(self, columns: Sequence[str] | None = None) -> NDArray[np.int64]:
         """Views that have a target in all of these columns, ascending."""
         ok = np.ones(self.header.rows, bool)
-        for name in self.checked_columns(columns):
-            ok &= self.status(name).ok
+        ledgers = [self.status(name) for name in self.checked_columns(columns)]
+        with ThreadPoolExecutor(max(1, len(ledgers))) as pool:  # of a large store, reading them takes a while
+            for one in pool.map(lambda ledger: ledger.ok, ledgers):
+                ok &= one
         return np.flatnonzero(ok).astype(np.int64)
 
     def pixels_of(self, view_id: int, columns: Sequence[str] | None = None) -> SeenPixels:
