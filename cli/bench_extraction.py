@@ -43,7 +43,10 @@ def extraction(
         ("teachers alone", times.teachers_clips_per_second, " clips/s", 1.0),
         ("extraction", times.extraction_clips_per_second, " clips/s", 1.0),
         ("of the teachers alone", times.share, " %", 100.0),
+        ("by processor time", times.processor_share, " %", 100.0),
     ):
+        if spread is None:
+            continue
         table.add_row(name, *(f"{scale * value:.3g}{unit}" for value in (spread.low, spread.median, spread.high)))
     for stage, spread in {**times.seconds, "and before it, starting": times.starting_seconds}.items():
         table.add_row(stage, *(human_duration(value) for value in (spread.low, spread.median, spread.high)))

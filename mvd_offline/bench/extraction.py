@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -36,6 +37,9 @@ class ExtractionTimes:
 
     Attributes:
         share: the one of the other, round by round.
+        processor_share: processor time of the teachers alone over that of an extraction, its decode processes and their
+            start included: the share where they have no cores of their own, which other work on the machine disturbs
+            less. None on a GPU.
         starting_seconds: of an extraction, before its first decode: it loads the teachers.
         seconds: of an extraction, by what it was busy with or waited for.
         rates: of the last extraction, see `extraction.rates.Rates`.
@@ -48,6 +52,7 @@ class ExtractionTimes:
     extraction_clips_per_second: Spread
     teachers_clips_per_second: Spread
     share: Spread
+    processor_share: Spread | None
     starting_seconds: Spread
     seconds: dict[str, Spread]
     rates: dict[str, Any]
@@ -77,22 +82,31 @@ def time_extraction(
         make = partial(make_miniature, store, views=rows, root=root)
         small = make(Path(folder) / "clips")
         paths = read_local(small.root).teachers
+        began = _processor_seconds()
         teachers = {name: load_column_teacher(small, name, paths, device) for name in small.target_columns}
+        loading = _processor_seconds() - began
         batches = _in_memory(small, {teacher.image_size for teacher in teachers.values()})
         _seconds_of(teachers, batches[:1], device)
-        alone, whole = list[float](), list[ExtractSummary]()
+        whole, alone, used = list[ExtractSummary](), list[float](), (list[float](), list[float]())
         turns: list[Callable[[int], None]] = [
             lambda number: whole.append(_extract(make(Path(folder) / str(number)), workers)),
             lambda number: alone.append(_seconds_of(teachers, batches, device)),
         ]
         for number in range(rounds):
-            for turn in turns if number % 2 else reversed(turns):
-                turn(number)
-    return _times(store, whole, alone, device)
+            for which in (0, 1) if number % 2 else (1, 0):
+                began = _processor_seconds()
+                turns[which](number)
+                used[which].append(_processor_seconds() - began)
+    processor_share = [its / (extraction - loading) for extraction, its in zip(*used, strict=True)]
+    return _times(store, whole, alone, processor_share, device)
 
 
 def _times(
-    store: Store, whole: Sequence[ExtractSummary], alone: Sequence[float], device: torch.device
+    store: Store,
+    whole: Sequence[ExtractSummary],
+    alone: Sequence[float],
+    processor_share: Sequence[float],
+    device: torch.device,
 ) -> ExtractionTimes:
     rows = whole[0].rows["ok"]
     extraction = [rows / (one.elapsed_seconds - one.seconds["starting"]) for one in whole]
@@ -110,6 +124,7 @@ def _times(
         extraction_clips_per_second=Spread.of(extraction),
         teachers_clips_per_second=Spread.of(teachers),
         share=Spread.of([one / other for one, other in zip(extraction, teachers, strict=True)]),
+        processor_share=None if device.type == "cuda" else Spread.of(processor_share),
         starting_seconds=Spread.of([one.seconds["starting"] for one in whole]),
         seconds={
             stage: Spread.of([one.seconds[stage] for one in whole]) for stage in whole[0].seconds if stage != "starting"
@@ -124,6 +139,11 @@ def _extract(store: Store, workers: int | None) -> ExtractSummary:
     summary = extract(store.root, workers=workers, timeout_seconds=600.0, quiet=True)
     shutil.rmtree(store.root)
     return summary
+
+
+def _processor_seconds() -> float:
+    """Of this process, and of those that it started and that are over."""
+    return sum(os.times()[:4])
 
 
 def _in_memory(store: Store, sizes: set[int]) -> list[dict[int, Tensor]]:

@@ -217,7 +217,8 @@ def test_bench_extraction_holds_an_extraction_against_its_teachers(
     assert (report["rows"], report["batch_rows"], report["rounds"]) == (5, 2, 1)
     assert 0 < report["share"]["low"] <= report["share"]["median"]
     assert report["extraction_clips_per_second"]["median"] > 0
-    assert [line.unit for line in lines_of("extraction", report)] == ["clips/s", "clips/s", "%"]
+    assert [line.unit for line in lines_of("extraction", report)] == ["clips/s", "clips/s", "%", "%"]
+    assert 0 < report["processor_share"]["median"] < 1
     assert report["bytes_a_row"] == 2 * 3072
     assert report["seconds"].keys() == {"waiting for decode", "teachers", "waiting for disk", "sealing"}
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == before

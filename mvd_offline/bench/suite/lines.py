@@ -62,6 +62,8 @@ def _extraction(report: Report) -> Iterator[Line]:
     yield Line.of("teachers alone", report["teachers_clips_per_second"], "clips/s")
     yield Line.of("extraction", report["extraction_clips_per_second"], "clips/s")
     yield Line.of("the one of the other", report["share"], "%", 100)
+    if report["processor_share"] is not None:
+        yield Line.of("the same by processor time", report["processor_share"], "%", 100)
 
 
 def _planner(report: Report) -> Iterator[Line]:
