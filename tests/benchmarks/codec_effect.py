@@ -2,10 +2,12 @@
 
 Teachers, videos, and the store and students of float16 are those of `vit_tiny.py`, which must have run. A student of
 another codec has the same views, masks, order and start. A distillation takes about six minutes of one core; run it
-again to go on, or with more codecs.
+again to go on, or with more codecs. Students of 192 channels leave their first plateau early or late by chance, with
+any codec; `--small` takes smaller ones, so that there may be more of them.
 
     python tests/benchmarks/vit_tiny.py --out DIR
     python tests/benchmarks/codec_effect.py --of DIR --out OTHER_DIR
+    python tests/benchmarks/codec_effect.py --of DIR --out ANOTHER_DIR --small --seeds 8
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from mvd_offline.bench.science.jobs import Scale
 from mvd_offline.bench.science.learnt import learnt_by_student
 from mvd_offline.bench.science.probe import probe, read_probe_clips
 from mvd_offline.bench.science.rows import BOTH, student_rows
+from mvd_offline.bench.science.run import QUICK
 from mvd_offline.bench.science.videos import catalog_path
 from mvd_offline.bench.science.work import Job, Workers, part, read_parts
 from mvd_offline.distill import distill
@@ -48,11 +51,16 @@ LAST_LINES = 4
 
 @dataclass(frozen=True)
 class Places:
-    """Where everything is. `of` is only read."""
+    """Where everything is. `of` is only read.
+
+    Attributes:
+        own: students of float16 are trained into `out` like the others, instead of those in `of`.
+    """
 
     of: Path
     out: Path
     scale: Scale
+    own: bool
 
     def recipe(self, codec: str, seed: int = 0) -> DistillRecipe:
         family, _, error = codec.partition("-")
@@ -64,7 +72,12 @@ class Places:
         return self.of / "stores" / str(GROUPS[-1]) if codec == EXACT else self.out / "stores" / codec
 
     def run(self, codec: str, seed: int) -> Path:
-        return self.of / "students" / f"{BOTH}-{seed}" if codec == EXACT else self.out / "students" / f"{codec}-{seed}"
+        if self.trains(codec):
+            return self.out / "students" / f"{codec}-{seed}"
+        return self.of / "students" / f"{BOTH}-{seed}"
+
+    def trains(self, codec: str) -> bool:
+        return self.own or codec != EXACT
 
 
 def fill(places: Places, codec: str) -> None:
@@ -91,7 +104,7 @@ def fill(places: Places, codec: str) -> None:
 def measure(places: Places, codec: str, seed: int) -> None:
     """Distil a student, and look at its losses and features."""
     run = places.run(codec, seed)
-    if codec != EXACT:
+    if places.trains(codec):
         work = partial(distill, places.recipe(codec, seed), store_dir=places.store(codec), run=run)
         part(places.out, f"{codec}-{seed}-distilled", lambda: {"seconds_of_steps": work().seconds})
     part(places.out, f"{codec}-{seed}-measured", partial(measured, places, codec, seed, run))
@@ -102,23 +115,34 @@ def measured(places: Places, codec: str, seed: int, run: Path) -> dict[str, Any]
     weights, clips = run / STUDENT_FILE, read_probe_clips(places.of)
     tuning = places.scale.finetune(seed)
     encoder = start_finetuning(weights, tuning.model, tuning.clip)[0].eval()
-    exact = loss_on(places.recipe(EXACT, seed), places.store(EXACT), weights)
     return {
         "logged": statistics.fmean(text["loss"] for text in lines[-LAST_LINES:]),
-        "coded": exact if codec == EXACT else loss_on(places.recipe(codec, seed), places.store(codec), weights),
-        "exact": exact,
+        **losses_on(places, codec, seed, weights),
         "learnt": learnt_by_student(places.recipe(codec, seed), weights, clips.test),
         "probe": {str(task): top1 for task, top1 in probe(encoder.encode_tokens, clips, torch.device("cpu")).items()},
     }
 
 
 @torch.no_grad()
-def loss_on(recipe: DistillRecipe, store: Path, weights: Path) -> float:
-    """Of a finished student on every view of a store, under the masks of its first epochs."""
-    task = DistillTask(recipe, *open_store_data(recipe, StoreShare(store), torch.device("cpu")))
-    student = load_student(weights)
-    batches = (task.reader(request) for request in requests(task, recipe.optim.batch_size, recipe.view.groups))
-    return statistics.fmean(float(task.loss(student, batch)["loss"]) for batch in batches)
+def losses_on(places: Places, codec: str, seed: int, weights: Path) -> dict[str, float]:
+    """Of a finished student on every view, with coded targets and with float16's, under the masks of its first epochs.
+
+    Views and masks are the same for both, and read once.
+    """
+    tasks = {kind: task_of(places, name, seed) for kind, name in (("exact", EXACT), ("coded", codec))}
+    recipe, student = places.recipe(codec, seed), load_student(weights)
+    losses: dict[str, list[float]] = {kind: [] for kind in tasks}
+    for request in requests(tasks["exact"], recipe.optim.batch_size, recipe.view.groups):
+        batch = tasks["exact"].reader(request)
+        for kind, task in tasks.items():
+            batch["stored"] = task.reader.targets.read(request.rows, batch["tokens"].numpy())
+            losses[kind].append(float(task.loss(student, batch)["loss"]))
+    return {kind: statistics.fmean(values) for kind, values in losses.items()}
+
+
+def task_of(places: Places, codec: str, seed: int) -> DistillTask:
+    recipe = places.recipe(codec, seed)
+    return DistillTask(recipe, *open_store_data(recipe, StoreShare(places.store(codec)), torch.device("cpu")))
 
 
 def requests(task: DistillTask, rows: int, epochs: int) -> Iterator[BatchRequest]:
@@ -177,17 +201,25 @@ def main() -> None:
     parser.add_argument("--codecs", default="klt-0.08,klt-0.16,int8", help="klt by its relative error")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument(
+        "--small", action="store_true", help="students of `bench science`, in a minute each: more seeds"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="of the students' recipe")
     parser.add_argument("--quick", action="store_true", help="as vit_tiny.py ran")
     options = parser.parse_args()
-    places = Places(options.of.resolve(), options.out.resolve(), scale_of(options.quick))
-    for seed in range(options.seeds):
+    scale, own = scale_of(options.quick), options.small or bool(options.set)
+    overrides = {} if options.small else scale.overrides
+    few = QUICK.overrides["distill"] if options.small and options.quick else ()
+    overrides = {**overrides, "distill": (*overrides.get("distill", ()), *few, *options.set)}
+    places = Places(options.of.resolve(), options.out.resolve(), replace(scale, overrides=overrides), own)
+    for seed in range(0 if own else options.seeds):
         if load_distill(str(places.run(EXACT, seed) / "recipe.yaml")) != places.recipe(EXACT, seed):
             parser.error(f"{places.run(EXACT, seed)} is a student of another recipe: run vit_tiny.py again, elsewhere")
     places.out.mkdir(parents=True, exist_ok=True)
     codecs = [EXACT, *options.codecs.split(",")]
     stages: list[list[Job]] = [
         [(fill, (places, codec)) for codec in codecs],
-        [(measure, (places, codec, seed)) for codec in codecs for seed in range(options.seeds)],
+        [(measure, (places, codec, seed)) for seed in range(options.seeds) for codec in codecs],
     ]
     with Workers(places.out, options.processes) as workers:
         for number, jobs in enumerate(stages, start=1):
