@@ -523,10 +523,8 @@ class Store:
     def ok_rows(self, columns: Sequence[str] | None = None) -> NDArray[np.int64]:
         """Views that have a target in all of these columns, ascending."""
         ok = np.ones(self.header.rows, bool)
-        ledgers = [self.status(name) for name in self.checked_columns(columns)]
-        with ThreadPoolExecutor(max(1, len(ledgers))) as pool:  # of a large store, reading them takes a while
-            for one in pool.map(lambda ledger: ledger.ok, ledgers):
-                ok &= one
+        for name in self.checked_columns(columns):
+            ok &= self.status(name).ok
         return np.flatnonzero(ok).astype(np.int64)
 
     def pixels_of(self, view_id: int, columns: Sequence[str] | None = None) -> SeenPixels:
