@@ -34,9 +34,6 @@ class TargetReader(Protocol):
     def sizes(self, student_size: int) -> tuple[int, ...]:
         """Sides in pixels at which each view is rendered; the student's comes first."""
 
-    def announce(self, view_ids: Sequence[int]) -> None:
-        """Have the disk fetch what `read` will want, while the clips are decoded."""
-
     def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
         """What is stored for these tokens, (B, M) indices; for all of them, which is the cheaper read, when None."""
 
@@ -71,10 +68,6 @@ class CachedReader:
 
     def sizes(self, student_size: int) -> tuple[int, ...]:
         return (student_size,)
-
-    def announce(self, view_ids: Sequence[int]) -> None:
-        for column in self._columns.values():
-            self._store.announce(column, view_ids)
 
     def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
         batch, arrays = self.memory(len(view_ids), tokens)
@@ -137,9 +130,6 @@ class OnlineReader:
 
     def sizes(self, student_size: int) -> tuple[int, ...]:
         return tuple(dict.fromkeys((student_size, *self._teacher_sizes)))
-
-    def announce(self, view_ids: Sequence[int]) -> None:
-        pass
 
     def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
@@ -62,16 +61,6 @@ class RowReader:
         if len(view_ids):
             self._coded(column, index, view_ids, out)
         return out
-
-    def announce(self, index: ColumnIndex, view_ids: NDArray[np.int64]) -> None:
-        """Have the system begin to read these rows; what is wrong with any shows when it is read."""
-        column = self._columns(index.column)
-        known = view_ids[(view_ids >= 0) & (view_ids < len(index.status))]
-        shards, offsets, lengths = known // column.rows_per_shard, index.offset[known], index.length[known]
-        for shard, offset, length in zip(shards.tolist(), offsets.tolist(), lengths.tolist(), strict=True):
-            if length:
-                with contextlib.suppress(OSError):
-                    self._open_file(column.path(shard)).announce(offset, length)
 
     def payloads(self, index: ColumnIndex, view_ids: NDArray[np.int64]) -> list[memoryview]:
         """The bytes of each row as they are stored."""

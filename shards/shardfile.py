@@ -352,11 +352,6 @@ class ShardFile:
             raise CorruptionError("the payload does not match its crc32c")
         return payload.data
 
-    def announce(self, offset: int, length: int) -> None:
-        """Have the system begin to read these bytes, where it knows how; returns at once."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, offset, length, os.POSIX_FADV_WILLNEED)
-
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> bool:
         """Fill buffers, one after the other, with the bytes from `offset`; False when the file ends before."""
         waiting = list(buffers)

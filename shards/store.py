@@ -433,14 +433,6 @@ class Store:
         ids = _indices("view_ids", view_ids).reshape(-1)
         return self._reader.rows(self._ledger(column, ids), ids, out)
 
-    def announce(self, column: str, view_ids: Sequence[int] | NDArray[Any]) -> None:
-        """Say that these views will be read soon: the disk fetches their rows while the caller does something else.
-
-        Nothing is checked; what is wrong shows when they are read.
-        """
-        (column,) = self.checked_columns([column])
-        self._reader.announce(self.status(column), _indices("view_ids", view_ids).reshape(-1))
-
     def read_payloads(self, column: str, view_ids: Sequence[int] | NDArray[Any]) -> list[memoryview]:
         """The bytes of each view's row as they are stored, checked. Raises like `read`."""
         (column,) = self.checked_columns([column])

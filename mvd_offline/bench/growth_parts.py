@@ -138,8 +138,6 @@ def load(folder: Path, rows: int) -> Work:
     def in_loader(pipe: Connection) -> None:
         before = _own_mb()
         known = [(samples.plan[row].video_id, store.pixels_of(row).pixels) for row in wanted]
-        for name in store.columns:
-            store.announce(name, wanted)
         facts = {"rows": len(known), "known_sha256": hashlib.sha256(repr(known).encode()).hexdigest()}
         pipe.send(json.dumps({**facts, MEMORY: {"start_mb": before, "peak_mb": _own_mb()}}))
 

@@ -114,12 +114,8 @@ class MixedReader:
     def sizes(self, student_size: int) -> tuple[int, ...]:
         return self._readers[0].sizes(student_size)
 
-    def announce(self, view_ids: Sequence[int]) -> None:
-        """`view_ids` are the run's row numbers, as in `read`."""
-        for part, _, views in self._rows.stretches(view_ids):
-            self._readers[part].announce(views)
-
     def read(self, view_ids: Sequence[int], tokens: NDArray[np.int64] | None) -> dict[str, Tensor]:
+        """`view_ids` are the run's row numbers."""
         batch, arrays = self._readers[0].memory(len(view_ids), tokens)
         for part, here, views in self._rows.stretches(view_ids):
             self._readers[part].fill(

@@ -42,7 +42,6 @@ class DistillReader:
 
     def __call__(self, request: BatchRequest) -> Batch:
         stream, rows = KeyedStream("reader"), request.rows
-        self.targets.announce(rows)
         masks = np.stack([self._mask(stream.restart("mask", self.seed, request.epoch, row)) for row in rows])
         tokens = self._tokens(stream, request, masks)
         return {
@@ -71,8 +70,6 @@ class DistillReader:
     def _clips(self, stream: KeyedStream, request: BatchRequest) -> dict[int, Tensor | PackedClips]:
         """uint8 (B, T, S, S, 3) by side S: the student's, and that of each teacher that runs beside it."""
         stretches = list(self.rows.stretches(request.rows))
-        for number, _, views in stretches:
-            self.rows.stores[number].announce(views)
         checked = [self._is_checked(stream, request, row) for row in request.rows]
         if self.packed:
             return {self.image_size: self._packed(stretches, checked)}

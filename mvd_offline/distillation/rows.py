@@ -42,11 +42,6 @@ class StoreRows:
         checked = columns if recipe.targets == "cached" else filter(store.is_indexed, columns)
         return cls(store, plan, None if CLIPS in columns else root, tuple(checked))
 
-    def announce(self, view_ids: Sequence[int]) -> None:
-        """Have the disk fetch stored clips that `fill` will want."""
-        if self.root is None:
-            self.store.announce(CLIPS, view_ids)
-
     def fill(self, clips: Mapping[int, NDArray[np.uint8]], view_ids: Sequence[int]) -> list[str]:
         """Put what the teachers saw of these views into arrays (B, T, S, S, 3), by side S; returns who decoded each.
 

@@ -116,15 +116,6 @@ def test_coded_rows_are_read_in_the_order_asked_for(store: Store, column: Column
     np.testing.assert_array_equal(store.read_coded("video", view_ids), coded(view_ids, column))
 
 
-def test_rows_may_be_announced_whatever_is_wrong_with_them(store: Store, column: ColumnSpec) -> None:
-    gone = store.shard_path("video", 0)
-    gone.rename(gone.with_suffix(".away"))
-    store.announce("video", [OK[0], OK[-1], OK[-1], *FAILED, 6, 10_000, -1])
-    store.announce("video", [])
-    gone.with_suffix(".away").rename(gone)
-    np.testing.assert_array_equal(store.read(OK)["video"], stored(OK, column))
-
-
 @pytest.mark.parametrize("tokens", [[[0, TOKENS]], [[-1, 0]], [[0], [1]], [0]], ids=str)
 def test_token_indices_outside_the_row_are_refused(store: Store, tokens: list[object]) -> None:
     with pytest.raises(IdentityError, match="token"):
