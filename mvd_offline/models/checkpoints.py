@@ -7,6 +7,7 @@ one `Checkpoint`. Nothing is unpickled except tensors and plain containers (`wei
 from __future__ import annotations
 
 import argparse
+import difflib
 import hashlib
 import json
 import re
@@ -218,6 +219,14 @@ def _read_torch(file: Path) -> State:
     return dict(state)
 
 
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata of a safetensors file; of another file, none."""
+    if Path(path).suffix != ".safetensors" or not Path(path).is_file():
+        return {}
+    with safe_open(path, framework="pt") as reader:
+        return dict(reader.metadata() or {})
+
+
 def _read_safetensors(file: Path) -> tuple[State, Mapping[str, Any]]:
     try:
         with safe_open(file, framework="pt") as reader:
@@ -255,8 +264,9 @@ def _read_timm(name: str) -> State:
 
     known = timm.list_pretrained(f"{name.split('.')[0]}*")
     if name not in known and not ("." not in name and timm.is_model(name)):
-        near = ", ".join(known[:5]) or "see timm.list_pretrained('vit_*')"
-        raise CheckpointError(f"timm:{name}: timm {timm.__version__} has no such model; near it: {near}")
+        near = difflib.get_close_matches(name, known or timm.list_pretrained(), n=3, cutoff=0.5)
+        hint = ", ".join(near) or "see timm.list_pretrained('vit_*')"
+        raise CheckpointError(f"timm:{name}: timm {timm.__version__} has no such model; near it: {hint}")
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except (OSError, RuntimeError, ValueError) as error:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from torch import Tensor
 from mvd_offline.errors import CheckpointError
 
 _MARK = re.compile(r"(^|\.)patch_embeddings\.projection\.weight$")
+
+MARKER: Final = "mvd_positions.load_with_trust_remote_code"
+"""No tensor of a model: its name says, in the warning of a class that does not know it, how to load the folder. The
+code that a folder brings (`modeling_mvd`) has it too."""
 
 # The order matters: attention.output.dense before output.dense.
 _TO_OFFICIAL = [
@@ -70,7 +74,7 @@ def from_huggingface(
     """
     if config.get("hidden_act", "gelu") != "gelu":
         raise CheckpointError(f"{source}: hidden_act is {config['hidden_act']!r}; only exact gelu is supported")
-    renamed = {_official_name(name): tensor for name, tensor in state.items()}
+    renamed = {_official_name(name): tensor for name, tensor in state.items() if name != MARKER}
     image = "cls_token" in renamed
     official = _join_qkv(renamed, fused=image)
     facts: dict[str, Any] = {

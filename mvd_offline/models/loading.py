@@ -58,7 +58,8 @@ def load_classifier(
     """Load a fine-tuned model with its head, in evaluation mode.
 
     Args:
-        image_size, frames: nominal input size, default 224 and 16; clips of other sizes are accepted.
+        image_size: nominal side of the input in pixels, default 224; clips of other sizes are accepted.
+        frames: nominal frames of a clip, default 16.
         positions: pass `interleaved_1d` for an official VideoMAE file: its names do not differ from MVD's, whose
             `sincos_3d` is the default. Hugging Face folders and our own files record it.
     """

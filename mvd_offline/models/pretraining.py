@@ -117,9 +117,13 @@ class MAEPretrainer(ImageEncoder):
             float32 scalar.
         """
         visible, masked = split_mask(mask, masked_tokens)
-        prediction = self._decode(self.norm(self.encode_tokens(images, visible)), visible, masked)
+        prediction = self.predict(images, visible, masked)
         target = mae_targets(images, self.patch_size, self.normalize_targets)
         return F.mse_loss(prediction.float(), gather_tokens(target, masked))
+
+    def predict(self, images: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """What stands for `mae_targets` at the tokens of `masked` (B, M): (B, M, patch_size^2 * 3)."""
+        return self._decode(self.norm(self.encode_tokens(images, visible)), visible, masked)
 
     def _decode(self, encoded: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
         """(B, 1 + V, D) to pixels of the masked patches (B, M, p * p * 3); attention does not mind the token order."""
@@ -199,11 +203,15 @@ class VideoMAEPretrainer(nn.Module):
             float32 scalar.
         """
         visible, masked = split_mask(mask, masked_tokens)
-        encoded = self.encoder(video, visible)
-        x = with_mask_tokens(self.encoder_to_decoder(encoded), self.mask_token, self.decoder_table, visible, masked)
-        prediction = self.decoder(x, masked.shape[1])
+        prediction = self.predict(video, visible, masked)
         target = videomae_targets(video, self.encoder.tubelet_size, self.encoder.patch_size, self.normalize_targets)
         return F.mse_loss(prediction.float(), gather_tokens(target, masked))
+
+    def predict(self, video: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
+        """What stands for `videomae_targets` at the tokens of `masked` (B, M): (B, M, tubelet * patch_size^2 * 3)."""
+        x = self.encoder_to_decoder(self.encoder(video, visible))
+        x = with_mask_tokens(x, self.mask_token, self.decoder_table, visible, masked)
+        return self.decoder(x, masked.shape[1])
 
     def config(self) -> dict[str, Any]:
         """Sizes, for the metadata of a saved file."""

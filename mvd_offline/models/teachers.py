@@ -192,8 +192,9 @@ def load_teacher(
             `random:ARCH[:SEED]` (official initialisation, for dry runs).
         kind: `image` or `video`.
         heads: attention heads, where neither the file nor the width tells.
-        image_size, frames: input size; with None, what the file records or 224 and 16, and clips of any size
+        image_size: side of the input in pixels; with None, what the file records or 224, and clips of any size
             that patches divide are accepted.
+        frames: of a clip; with None, what the file records or 16.
         tubelet_size: frames of one token; image teachers take the first of them. Default 2, or the weights'.
         positions: of a video teacher, where the file does not tell; VideoMAE's `interleaved_1d` by default.
         precision: autocast of the forward pass.
@@ -210,7 +211,8 @@ def load_teacher(
         found = "image" if checkpoint.layout == "mae" else "video"
         raise CheckpointError(
             f"{path}: its patch embedding is {checkpoint.patch_weight.ndim}-D, so these are weights of the {found} "
-            f"kind (layout {checkpoint.layout}); load them with kind={found!r}"
+            f"kind (layout {checkpoint.layout}); load them with kind={found!r}, in a recipe as "
+            f"teachers.{found}.weights"
         )
     if kind == "video" and tubelet_size not in (None, checkpoint.tubelet_size):
         raise CheckpointError(

@@ -100,6 +100,26 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, last: int | None = None) -> Tensor:
         """(B, N, D) to (B, N, D), or to (B, last, D): what the last tokens alone get from all of them."""
+        batch, _, width = x.shape
+        q, k, v = self._heads(x)
+        if last is not None:
+            q = q[:, -last:]
+        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(x.transpose(1, 2).reshape(batch, -1, width))
+
+    def weights(self, x: Tensor, queries: Tensor) -> Tensor:
+        """How much some tokens look at every one: softmax of q k / sqrt(d), float32 (B, heads, Q, N).
+
+        Args:
+            x: (B, N, D), as `forward` takes it.
+            queries: int64 (Q,), numbers of tokens.
+        """
+        q, k, _ = self._heads(x)
+        scores = q[:, queries].transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        return (scores.float() / q.shape[-1] ** 0.5).softmax(dim=-1)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, N, heads, D / heads) each."""
         batch, tokens, width = x.shape
         if self.split:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
@@ -108,10 +128,7 @@ class Attention(nn.Module):
             qkv = self.qkv(x)
         # Taken apart where they lie, so that the backward pass puts their gradients together there, in one copy.
         q, k, v = qkv.view(batch, tokens, 3, self.heads, width // self.heads).unbind(2)
-        if last is not None:
-            q = q[:, -last:]
-        x = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.proj(x.transpose(1, 2).reshape(batch, -1, width))
+        return q, k, v
 
 
 class Mlp(nn.Module):
