@@ -37,6 +37,14 @@ def drawn_rows(ids: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64
 # ---- values ------------------------------------------------------------------------------------------------------
 
 
+def slice_cosines(maps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cosines of the tokens of two slices at the same place, mean over places: (t, places, D) to (t, t)."""
+    units = maps / np.maximum(np.linalg.norm(maps, axis=2, keepdims=True), np.finfo(np.float64).tiny)
+    places = units.transpose(1, 0, 2)
+    cosines: NDArray[np.float64] = (places @ places.transpose(0, 2, 1)).mean(0)
+    return cosines
+
+
 class FeatureStatistics:
     """Statistics over the features of some rows; memory is a few rows, and four bytes for each token that came.
 
@@ -61,9 +69,7 @@ class FeatureStatistics:
         self._low, self._high = min(self._low, float(values.min())), max(self._high, float(values.max()))
         norms = np.sqrt(np.einsum("nd,nd->n", values, values))
         self._norms.append(norms.astype(np.float32))
-        values /= np.maximum(norms, np.finfo(np.float64).tiny)[:, None]
-        places = values.reshape(self.slices, -1, self.width).transpose(1, 0, 2)
-        self._cosines += (places @ places.transpose(0, 2, 1)).mean(0)
+        self._cosines += slice_cosines(values.reshape(self.slices, -1, self.width))
 
     def summary(self, outliers: int = 10) -> dict[str, Any]:
         """Mean, std, min and max of the values, quantiles of the tokens' norms and the channels' root mean squares.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mvd_offline.bench.codec_losses import LossEffect, StoreLosses, as_targets
+from mvd_offline.analysis.target_effects import LossEffect, StoreLosses, as_targets
 from mvd_offline.bench.measure import Spread, machine
 from mvd_offline.errors import UsageError
 from mvd_offline.extraction.learning import MOST_TOKENS

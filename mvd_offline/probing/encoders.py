@@ -11,7 +11,7 @@ import yaml
 from mvd_offline.distillation.task import STUDENT_FILE
 from mvd_offline.errors import CheckpointError
 from mvd_offline.local import absolute_weights
-from mvd_offline.models.checkpoints import Checkpoint, read_checkpoint
+from mvd_offline.models.checkpoints import read_checkpoint
 from mvd_offline.models.loading import grid_of_table
 from mvd_offline.models.teachers import Teacher, TeacherPrecision, load_teacher
 from mvd_offline.recipe import TeacherName, ViewSection
@@ -58,10 +58,10 @@ def open_encoder(path: str | Path, options: EncoderOverrides) -> FrozenEncoder:
         CheckpointError: unreadable, or a fine-tuned file that does not tell its position table.
     """
     weights = absolute_weights(str(_file_of_run(Path(path))))
-    kind, facts = _facts(weights)
+    facts = recorded(weights)
     teacher = load_teacher(
         weights,
-        kind,
+        facts.kind,
         heads=options.heads,
         frames=options.frames or facts.frames,
         image_size=options.image_size or facts.image_size,
@@ -69,7 +69,7 @@ def open_encoder(path: str | Path, options: EncoderOverrides) -> FrozenEncoder:
     )
     view = ViewSection(
         frames=teacher.frames,
-        stride=options.stride or facts.stride,
+        stride=options.stride or facts.stride or DEFAULT_STRIDE,
         image_size=teacher.image_size,
         tubelet_size=teacher.tubelet_size,
         patch_size=teacher.patch_size,
@@ -96,40 +96,44 @@ def _file_of_run(path: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """What a file records; None where it does not."""
+class Recorded:
+    """What a file tells of the clips that its encoder takes; None where it does not."""
 
+    kind: TeacherName
     frames: int | None = None
     image_size: int | None = None
-    stride: int = DEFAULT_STRIDE
+    stride: int | None = None
 
 
-def _facts(weights: str) -> tuple[TeacherName, _Facts]:
+def recorded(weights: str) -> Recorded:
+    """What a checkpoint of any layout records.
+
+    Raises:
+        CheckpointError: unreadable, or a fine-tuned file that does not tell its position table.
+    """
     if weights.startswith("random:"):
-        return "video", _Facts()
+        return Recorded("video")
     checkpoint = read_checkpoint(weights)
     if checkpoint.layout == "classifier" and checkpoint.positions is None:
         raise CheckpointError(
             f"{weights}: this is a fine-tuned file that does not say whether its positions are MVD's or VideoMAE's, "
-            "so that its encoder is not known. A probe is for pretrained encoders: give the student or teacher that it "
-            "was fine-tuned from, or test it with `mvd-offline evaluate`."
+            "so that its encoder is not known: give the student or teacher that it was fine-tuned from, a file of "
+            "`mvd-offline finetune`, or test it with `mvd-offline evaluate`."
         )
     stride = _stride(checkpoint.config)
     if checkpoint.layout != "mvd_student":
-        return "image" if checkpoint.layout == "mae" else "video", _Facts(stride=stride)
-    return "video", _student_facts(checkpoint, stride)
-
-
-def _student_facts(checkpoint: Checkpoint, stride: int) -> _Facts:
-    """A student's position table tells its clips' size."""
+        if checkpoint.layout == "mae":
+            return Recorded("image", None, checkpoint.image_size, stride)
+        return Recorded("video", checkpoint.frames, checkpoint.image_size, stride)
     if "pos_embed" not in checkpoint.state:
-        return _Facts(stride=stride)
+        return Recorded("video", stride=stride)
+    # A student's position table tells its clips' size.
     grid = grid_of_table(checkpoint.state["pos_embed"], checkpoint.source)
-    return _Facts(grid.t * checkpoint.tubelet_size, grid.h * checkpoint.patch_size, stride)
+    return Recorded("video", grid.t * checkpoint.tubelet_size, grid.h * checkpoint.patch_size, stride)
 
 
-def _stride(config: Any) -> int:
+def _stride(config: Any) -> int | None:
     """Of the recipe that one of our own files carries."""
     recipe = yaml.safe_load(config.get("recipe", "")) or {}
     section = recipe.get("view") or recipe.get("clip") or {}
-    return int(section.get("stride", DEFAULT_STRIDE))
+    return int(section["stride"]) if "stride" in section else None

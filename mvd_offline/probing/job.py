@@ -24,9 +24,11 @@ from mvd_offline.probing.labels import LabelledVideos, read_labelled
 from mvd_offline.probing.pooled import PooledKind, pooled_scores
 from mvd_offline.probing.preparing import ExtractionOptions, Split, Wanted, prepare_features
 from mvd_offline.probing.stores import FeatureStore, read_means, unreadable_views
+from mvd_offline.report.leaving import refresh_report
+from mvd_offline.training.run import PROBE_FILE, PROBE_FOLDER
 from mvd_offline.video.views import Plan
 
-RESULT_FILE: Final = "probe.json"
+RESULT_FILE: Final = PROBE_FILE
 ProbeKind: TypeAlias = Literal["linear", "attentive", "knn"]
 PROBE_KINDS: Final[tuple[ProbeKind, ...]] = get_args(ProbeKind)
 DEFAULT_ENCODER: Final = EncoderOverrides()
@@ -127,6 +129,8 @@ def probe(
         probes={kind: found for kind, (found, _) in results.items() if found is not None},
     )
     _write(out / RESULT_FILE, report)
+    if out.name == PROBE_FOLDER:
+        refresh_report(out.parent)
     return report
 
 

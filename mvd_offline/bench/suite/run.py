@@ -20,7 +20,7 @@ from mvd_offline.bench.measure import machine
 from mvd_offline.bench.suite.pages import markdown
 from mvd_offline.bench.suite.parts import ON_CPU, ON_GPU, PARTS, QUICK, Material, Sizes
 from mvd_offline.bench.suite.plots import draw_plots
-from mvd_offline.errors import MvdError, UsageError
+from mvd_offline.errors import MvdError, UsageError, nearest
 from mvd_offline.extract import extract
 from mvd_offline.planner import plan_store
 from mvd_offline.recipe import BakeSection, DistillRecipe, dump_recipe, load_distill
@@ -87,7 +87,9 @@ def run_all(
         MvdError: the store for the measurements cannot be made.
     """
     if unknown := [part for part in parts if part not in PARTS]:
-        raise UsageError(f"there is no benchmark {', '.join(unknown)}; choose of {', '.join(PARTS)}")
+        raise UsageError(
+            f"there is no benchmark {', '.join(unknown)}; choose of {', '.join(PARTS)}.{nearest(unknown[0], PARTS)}"
+        )
     out.mkdir(parents=True, exist_ok=True)
     sizes = QUICK if quick else ON_GPU if torch.cuda.is_available() else ON_CPU
     base = load_distill(recipe or (QUICK_RECIPE if quick else RECIPE), [*(QUICK_CHANGES if quick else ()), *overrides])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mvd_offline.bench.codec_losses import Shown, TargetComparison
+from mvd_offline.analysis.target_effects import Shown, TargetComparison
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.losses import Objective
 from mvd_offline.models.inputs import normalize
