@@ -18,8 +18,10 @@ from mvd_offline.distillation.following import Follow, StoppedWaitingError
 from mvd_offline.distillation.mixing import StoreShare
 from mvd_offline.distillation.task import INIT, DistillTask
 from mvd_offline.errors import UsageError
+from mvd_offline.examples.distill import write_distill_examples
 from mvd_offline.probing.interlude import ProbeInterlude
 from mvd_offline.recipe import DistillRecipe
+from mvd_offline.report.leaving import leave_report
 from mvd_offline.targets import TargetSource
 from mvd_offline.training.launch import open_accelerator
 from mvd_offline.training.loop import TrainingSummary, check_launch, train
@@ -132,4 +134,9 @@ def _train(
     )
     if accelerator.is_main_process:
         write_distill_report(run, recipe, [share.folder for share in shares])
+        leave_report(
+            run,
+            lambda: write_distill_examples(run, recipe, data, source, accelerator.device),
+            trained=summary.steps > 0,
+        )
     return summary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mvd_offline.shards.errors import MvdError
+from mvd_offline.shards.errors import MvdError, nearest
 
 __all__ = [
     "CheckpointError",
@@ -15,6 +15,7 @@ __all__ = [
     "TrainingStopped",
     "UsageError",
     "VideoError",
+    "nearest",
 ]
 
 

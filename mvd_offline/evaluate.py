@@ -28,6 +28,7 @@ from mvd_offline.finetune import CLASSES_FILE, CLASSIFIER_FILE, EMA_FILE
 from mvd_offline.models.checkpoints import weights_sha256
 from mvd_offline.models.classifier import Classifier
 from mvd_offline.recipe import load_finetune
+from mvd_offline.report.leaving import refresh_report
 from mvd_offline.training.run import RECIPE_FILE, read_identity
 
 
@@ -41,7 +42,10 @@ def subject_of_run(run: Path, overrides: Sequence[str] = (), out: Path | None = 
         UsageError: no finished run, or one that kept no average.
     """
     if not (run / CLASSIFIER_FILE).is_file():
-        raise UsageError(f"{run} has no {CLASSIFIER_FILE}: give the run folder of `mvd-offline finetune`.")
+        raise UsageError(
+            f"{run} has no {CLASSIFIER_FILE}: give the run folder of `mvd-offline finetune`. "
+            "A pretrained encoder is tested with --probe."
+        )
     weights, home = (run / EMA_FILE, run / "ema") if ema else (run / CLASSIFIER_FILE, run)
     if not weights.is_file():
         raise UsageError(f"{run} has no {EMA_FILE}: its recipe has no ema section. Leave --ema out.")
@@ -200,6 +204,8 @@ def _run(trial: _Trial, accelerator: Accelerator) -> Evaluation | None:
         ),
     )
     write_result(trial.subject.out, result, logits, predictions)
+    if (run := trial.subject.weights.parent) in (trial.subject.out, trial.subject.out.parent):
+        refresh_report(run)
     return result
 
 

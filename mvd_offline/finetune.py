@@ -10,8 +10,10 @@ from accelerate import Accelerator
 
 from mvd_offline.accounting import begin_launch, write_report
 from mvd_offline.errors import UsageError
+from mvd_offline.examples.finetune import write_finetune_examples
 from mvd_offline.finetuning.task import CLASSIFIER_FILE, EMA_FILE, SCRATCH, FinetuneTask
 from mvd_offline.recipe import FinetuneRecipe
+from mvd_offline.report.leaving import leave_report
 from mvd_offline.training.catalogs import CatalogRows, require_files, say_left_out
 from mvd_offline.training.launch import open_accelerator
 from mvd_offline.training.loop import TrainingSummary, check_launch, train
@@ -62,6 +64,11 @@ def finetune(
     summary = train(task, recipe.optim, recipe.training, run=run, accelerator=accelerator)
     if accelerator.is_main_process:
         write_report(run, recipe.optim.batch_size)
+        leave_report(
+            run,
+            lambda: write_finetune_examples(run, recipe, task, rows, accelerator.device),
+            trained=summary.steps > 0,
+        )
     return summary
 
 

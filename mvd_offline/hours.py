@@ -85,4 +85,4 @@ def _pretraining(recipe: DistillRecipe, name: TeacherName, stores: Sequence[Path
             if training is None:
                 return unknown(f"its run {run} is not at its end; go on with it")
             return measured(float(training["device_seconds"]), str(run))
-    return unknown(f"known of a teacher in the run folder of `mvd-offline pretrain`; {weights} is in none")
+    return unknown(f"only a run folder of `mvd-offline pretrain` tells it; {weights} is in none")

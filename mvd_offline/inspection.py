@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from mvd_offline.errors import VideoError
 from mvd_offline.geometry import TokenGrid
@@ -19,25 +18,12 @@ from mvd_offline.shards.errors import MissingRowError
 from mvd_offline.shards.jpeg import psnr
 from mvd_offline.shards.schema import CLIPS, RowRecord
 from mvd_offline.shards.store import Store, open_store
+from mvd_offline.sheet import CELL, INK, MOST_SLICES, Pixels, Row, assemble_sheet, cell, shown_slices, wrapped
 from mvd_offline.video.decode import decode
 from mvd_offline.video.render import crop_and_resize
 from mvd_offline.video.views import Plan, View, pixel_hash
 
-CELL: Final = 176
-GAP: Final = 6
-MARGIN: Final = 14
-LABEL: Final = 168
-MOST_SLICES: Final = 8
-
-BACKGROUND: Final = (250, 250, 250)
-INK: Final = (24, 24, 27)
-FAINT: Final = (113, 113, 122)
 BOX: Final = (255, 204, 0)
-EMPTY: Final = (228, 228, 231)
-
-Pixels: TypeAlias = NDArray[np.uint8]
-Row: TypeAlias = tuple[list[str], list[Image.Image | None]]
-"""A row of the picture: the lines beside it, and its cells; None is an empty cell."""
 
 
 def describe_row(store_dir: Path, view_id: int) -> dict[str, Any]:
@@ -148,7 +134,7 @@ def view_pictures(store: Store, plan: Plan, view_id: int, root: Path | None) -> 
     """
     view = _view(store, plan, view_id)
     grid = TokenGrid(*store.header.grid)
-    slices = np.unique(np.linspace(0, grid.t - 1, min(grid.t, MOST_SLICES)).round().astype(int)).tolist()
+    slices = shown_slices(grid.t)
     front = [slice_ * plan.section.tubelet_size for slice_ in slices]
     teachers = {name: _teacher_picture(store, name, view_id, grid) for name in store.target_columns}
     pictures = ViewPictures(
@@ -259,16 +245,16 @@ def contact_sheet(store_dir: Path, view_id: int, root: Path | None = None) -> Im
     view = _view(store, plan, view_id)
     if view.status != "ok":
         cells: list[Image.Image | None] = [None] * min(store.header.grid[0], MOST_SLICES)
-        return _assemble(_heading(store, view), [], [([view.status, *_wrapped(view.detail)], cells)])
+        return assemble_sheet(_heading(store, view), [], [([view.status, *wrapped(view.detail)], cells)])
     pictures = view_pictures(store, plan, view_id, resolve_root(store_dir, root))
     rows = [*_frame_rows(pictures), *(_teacher_row(pictures, name) for name in store.target_columns)]
-    return _assemble(_heading(store, view), [f"frame {number}" for number in pictures.frame_numbers], rows)
+    return assemble_sheet(_heading(store, view), [f"frame {number}" for number in pictures.frame_numbers], rows)
 
 
 def _frame_rows(pictures: ViewPictures) -> list[Row]:
     view, crop = pictures.view, pictures.view.crop
     if pictures.originals is None or pictures.crops is None:
-        return [(["no frames", *_wrapped(pictures.trouble)], [None] * len(pictures.slices))]
+        return [(["no frames", *wrapped(pictures.trouble)], [None] * len(pictures.slices))]
     size = pictures.crops.shape[1]
     return [
         (
@@ -279,7 +265,7 @@ def _frame_rows(pictures: ViewPictures) -> list[Row]:
             ["rendered crop", f"x {crop.x}  y {crop.y}", f"{crop.w} x {crop.h} -> {size} px"]
             + (["flipped"] if view.flip else [])
             + ["pixels as extracted" if pictures.same_pixels else "PIXELS HAVE CHANGED"],
-            [_cell(frame, Image.Resampling.LANCZOS) for frame in pictures.crops],
+            [cell(frame, Image.Resampling.LANCZOS) for frame in pictures.crops],
         ),
     ]
 
@@ -288,7 +274,7 @@ def _teacher_row(pictures: ViewPictures, name: str) -> Row:
     picture = pictures.teachers[name]
     title = f"teacher {name}"
     if picture.colours is None:
-        return [title, picture.status, *_wrapped(picture.detail)], [None] * len(pictures.slices)
+        return [title, picture.status, *wrapped(picture.detail)], [None] * len(pictures.slices)
     mean, low, high = picture.norms
     label = [
         title,
@@ -298,15 +284,7 @@ def _teacher_row(pictures: ViewPictures, name: str) -> Row:
         f"  {low:.4g} to {high:.4g}",
         f"{picture.codec}, D = {picture.width}",
     ]
-    return label, [_cell(picture.colours[slice_], Image.Resampling.NEAREST) for slice_ in pictures.slices]
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 26)[:6]
-
-
-def _cell(pixels: Pixels, resampling: Image.Resampling) -> Image.Image:
-    return Image.fromarray(pixels).resize((CELL, CELL), resampling)
+    return label, [cell(picture.colours[slice_], Image.Resampling.NEAREST) for slice_ in pictures.slices]
 
 
 def _heading(store: Store, view: View) -> list[str]:
@@ -317,31 +295,3 @@ def _heading(store: Store, view: View) -> list[str]:
         f"group {view.group}, shard {view.shard}, {label}, {frames}, status {view.status}   ·   "
         f"store {store.store_id[:12]}, grid {TokenGrid(*store.header.grid)}",
     ]
-
-
-def _assemble(heading: list[str], captions: list[str], rows: list[Row]) -> Image.Image:
-    columns = max(len(cells) for _, cells in rows)
-    heights = [max((cell.height for cell in cells if isinstance(cell, Image.Image)), default=CELL) for _, cells in rows]
-    top = MARGIN + 24 + 20 + GAP
-    width = 2 * MARGIN + LABEL + columns * (CELL + GAP) - GAP
-    height = top + (18 if captions else 0) + sum(heights) + GAP * len(rows) + MARGIN
-    sheet = Image.new("RGB", (width, height), BACKGROUND)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN - 4), heading[0], INK, ImageFont.load_default(18))
-    draw.text((MARGIN, MARGIN + 22), heading[1], FAINT, ImageFont.load_default(12))
-    left, y = MARGIN + LABEL, top
-    for position, caption in enumerate(captions):
-        draw.text((left + position * (CELL + GAP), y), caption, FAINT, ImageFont.load_default(12))
-    y += 18 if captions else 0
-    for (label, cells), row_height in zip(rows, heights, strict=True):
-        for line, text in enumerate(label):
-            font = ImageFont.load_default(14 if line == 0 else 12)
-            draw.text((MARGIN, y + 20 * line - 2), text, INK if line == 0 else FAINT, font)
-        for position, cell in enumerate(cells):
-            corner = (left + position * (CELL + GAP), y)
-            if isinstance(cell, Image.Image):
-                sheet.paste(cell, corner)
-            else:
-                draw.rectangle([*corner, corner[0] + CELL - 1, corner[1] + row_height - 1], fill=EMPTY)
-        y += row_height + GAP
-    return sheet

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mvd_offline.accounting import begin_launch, write_report
+from mvd_offline.examples.pretrain import write_pretrain_examples
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.pretraining import build_pretrainer
 from mvd_offline.models.saving import save_model
 from mvd_offline.randomness import KeyedStream
 from mvd_offline.recipe import MaskSection, PretrainRecipe, ViewSection, dump_recipe
+from mvd_offline.report.leaving import leave_report
 from mvd_offline.training.averages import Average
 from mvd_offline.training.catalogs import CatalogRows, say_left_out
 from mvd_offline.training.launch import open_accelerator
@@ -56,6 +58,11 @@ def pretrain(
     summary = train(task, recipe.optim, recipe.training, run=run, accelerator=accelerator)
     if accelerator.is_main_process:
         write_report(run, recipe.optim.batch_size)
+        leave_report(
+            run,
+            lambda: write_pretrain_examples(run, run / TEACHER_FILE, recipe, task, task.name_of, accelerator.device),
+            trained=summary.steps > 0,
+        )
     return summary
 
 
@@ -138,6 +145,10 @@ class PretrainTask:
 
     def samples_per_epoch(self) -> int:
         return len(self._rows.videos) * self._recipe.view.num_sample
+
+    def name_of(self, row: int) -> str:
+        """The video of a row."""
+        return self._rows.videos[row // self._recipe.view.num_sample].video_id
 
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         video = normalize(batch["clips"])

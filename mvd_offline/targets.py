@@ -183,8 +183,8 @@ def check_teachers(recipe: DistillRecipe, store: Store, found: Sequence[Differen
     if differences := [*found, *(d for name in names for d in _teacher_differences(recipe, store, name))]:
         raise IdentityError(
             f"{store.root} was not made for this recipe:{list_differences(differences, 'recipe', 'store')}\n"
-            "Use the recipe that the store was planned with, or --set these fields to the store's values, or plan "
-            "another store."
+            "Use the recipe and the --set that the store was planned with, or --set these fields to the store's "
+            "values, or plan another store."
         )
     for name in names:
         section, stored = recipe.teachers[name], store.header.columns[recipe.column(name)].source["weights_sha256"]

@@ -100,6 +100,8 @@ def _worst(table: NDArray[np.int64], names: Sequence[str]) -> str:
     pairs = [(int(k) // len(names), int(k) % len(names)) for k in order if errors.flat[k] > 0]
     number = len(names) > _NAMED
     said = [f"{k} " * number + _short(name, _LIST_NAME) for k, name in enumerate(names)]
+    if all(name.isdecimal() for name in names):
+        said = [f"class {name}" for name in names]  # beside counts, a bare number says nothing
     lines = [f"{errors[a, b]} of {table[a].sum()}  {said[a]}\n   taken for  {said[b]}" for a, b in pairs]
     head = f"{np.trace(table)} of {table.sum()} videos that could be read are right.\n"
     colours = "The darker a cell, the larger its share of the label's videos.\n"

@@ -15,8 +15,9 @@ from mvd_offline.evaluation.pictures import draw_confusion
 from mvd_offline.evaluation.scoring import ClassResult, Predictions, Scores, confusion
 from mvd_offline.evaluation.videos import Unreadable, Unreadables
 from mvd_offline.models.saving import write_whole
+from mvd_offline.training.run import EVALUATION_FILE
 
-RESULT_FILE = "evaluation.json"
+RESULT_FILE = EVALUATION_FILE
 PER_CLASS_FILE = "per_class.csv"
 CONFUSION_TABLE = "confusion.csv"
 CONFUSION_PICTURE = "confusion.png"

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from mvd_offline.errors import RecipeError
+from mvd_offline.errors import RecipeError, nearest
 from mvd_offline.recipe.kinds import DistillRecipe, FinetuneRecipe, PretrainRecipe, Recipe
 
 R = TypeVar("R", "DistillRecipe", "PretrainRecipe", "FinetuneRecipe")
@@ -22,6 +22,9 @@ _KINDS: Mapping[str, type[DistillRecipe] | type[PretrainRecipe] | type[FinetuneR
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
 }
+
+_LISTS = ("literal_error", "enum")
+"""Kinds of pydantic's errors whose message lists what is allowed."""
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -160,7 +163,9 @@ def _explain(error: ValidationError, model: type[BaseModel], origin: str) -> str
         else:
             message = item["msg"].removeprefix("Value error, ")
             shown = f" (found {item['input']!r})" if not isinstance(item["input"], dict) else ""
-            lines.append(f"{dotted}: {message[:1].lower()}{message[1:]}{shown}")
+            # The values of a closed list stand in quotes.
+            meant = nearest(str(item["input"]), re.findall(r"'([^']*)'", message)) if item["type"] in _LISTS else ""
+            lines.append(f"{dotted}: {message[:1].lower()}{message[1:]}{shown}{'.' if meant else ''}{meant}")
     return f"{origin}: " + "; ".join(lines)
 
 

@@ -23,7 +23,7 @@ Positive: TypeAlias = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A frozen part of a recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 # ---- what a view is, and who looks at it: the part of a recipe that a store is bound to --------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import random
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mvd_offline.inspection import TeacherPicture, ViewPictures, framed, view_pictures
+from mvd_offline.report.frame import data_uri
 from mvd_offline.shards.store import Store
 from mvd_offline.video.views import Plan
 
@@ -98,11 +98,11 @@ def _jpeg(picture: Image.Image) -> str:
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     picture.save(sink, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode('ascii')}"
+    return data_uri("jpeg", sink.getvalue())
 
 
 def _png(pixels: NDArray[np.uint8]) -> str:
     """A pixel for each token: the page enlarges it without smoothing."""
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode('ascii')}"
+    return data_uri("png", sink.getvalue())

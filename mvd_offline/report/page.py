@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
-from mvd_offline import __version__
 from mvd_offline.errors import UsageError
 from mvd_offline.local import resolve_root
-from mvd_offline.report import figures
+from mvd_offline.report import figures, frame
 from mvd_offline.report.gallery import Exhibit, gallery
 from mvd_offline.shards.atomic import publish_bytes
 from mvd_offline.shards.report import KINDS, report_numbers
 from mvd_offline.shards.statistics import OUTLIER_RATIO
 from mvd_offline.shards.store import open_store
 from mvd_offline.video.views import Plan
-
-_PACKAGE: Final = "mvd_offline.report"
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is, and how much there is."""
@@ -109,17 +100,8 @@ def render_page(name: str, numbers: Mapping[str, Any], exhibits: list[Exhibit], 
         plan: names the views' videos.
         trouble: why no video was looked for.
     """
-    environment = Environment(
-        loader=PackageLoader(_PACKAGE, "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"grouped": _grouped, "percent": _percent, "cosine": _cosine, "short": _short, "flat": _flat}
-    environment.globals["stack"] = figures.stack
-    style, script = _fragment("style.html"), _fragment("script.html")
-    return environment.get_template("page.html").render(
+    return frame.render_page(
+        "page.html",
         name=name,
         numbers=numbers,
         exhibits=exhibits,
@@ -129,13 +111,7 @@ def render_page(name: str, numbers: Mapping[str, Any], exhibits: list[Exhibit], 
         charts={column: _charts(found) for column, found in numbers["features"].items() if found},
         outlier_ratio=OUTLIER_RATIO,
         heat=_heat_maps(numbers["features"]),
-        version=__version__,
-        style=style,
-        script=script,
-        policy=(
-            f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}; "
-            "base-uri 'none'; form-action 'none'"
-        ),
+        stack=figures.stack,
     )
 
 
@@ -159,50 +135,3 @@ def _heat_maps(features: Mapping[str, Any]) -> dict[str, Any]:
     matrices = {name: found["slice_cosines"] for name, found in features.items() if found}
     floor = figures.colour_floor(list(matrices.values()))
     return {"floor": floor, "cells": {name: figures.heat_map(matrix, floor) for name, matrix in matrices.items()}}
-
-
-# ---- text --------------------------------------------------------------------------------------------------------
-
-
-def _fragment(file: str) -> Markup:
-    """What stands inside the one element of a file of this package, as it will stand on the page."""
-    text = resources.files(_PACKAGE).joinpath(file).read_text(encoding="utf-8")
-    # Ours, not data: the only text of the page that is not escaped.
-    return Markup(text[text.index(">") + 1 : text.rindex("</")])
-
-
-def _digest(inline: str) -> str:
-    """The source expression of the content security policy that allows this very text."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode('ascii')}'"
-
-
-def _grouped(count: int) -> str:
-    return f"{count:,}"
-
-
-def _percent(share: float) -> str:
-    """Three significant digits, and never 0 for what is not."""
-    if share == 0 or share >= 1:
-        return f"{100 * share:.0f} %"
-    return f"{100 * share:#.3g} %" if share >= 1e-6 else f"{100 * share:.1e} %"
-
-
-def _cosine(value: float) -> str:
-    """Six decimals, or how far it is from 1 where these would not say."""
-    missing = 1 - value
-    return f"{value:.6f}" if missing >= 1e-5 else f"1 − {missing:.1e}" if missing > 0 else "1"
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _flat(value: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Name and text of each entry of a mapping, those of mappings inside it on one line."""
-    return [(str(key), _text(entry)) for key, entry in value.items()]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " · ".join(f"{key} {_text(entry)}" for key, entry in value.items())
-    return ", ".join(map(_text, value)) if isinstance(value, list | tuple) else str(value)

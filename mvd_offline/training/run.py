@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from mvd_offline.errors import UsageError
 from mvd_offline.recipe import Recipe, dump_recipe, load_recipe
+from mvd_offline.recipe.comparing import flat_recipe
 from mvd_offline.shards.atomic import TEMPORARY_PREFIX, publish_bytes
 from mvd_offline.shards.errors import IdentityError
 
 RECIPE_FILE = "recipe.yaml"
 IDENTITY_FILE = "identity.json"
+METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
+PROBE_FOLDER, PROBE_FILE = "probe", "probe.json"
+PAGE_FILE = "report.html"
+_IDENTITY_WORDS = {
+    "store_id": "store",
+    "plan_sha256": "plan of its views",
+    "usable_rows": "views with every target",
+    "source": "videos, files and labels",
+    "init": "starting weights",
+    "init_sha256": "starting weights",
+    "mixed_together": "videos mixed together",
+    "follow": "store followed",
+}
 
 # What may change between a run's start and its continuation: it decides how fast, not what.
 FREE = ("training.workers", "training.prefetch_batches", "training.log_every_steps", "training.keep_last",
@@ -52,13 +66,30 @@ def open_run(run: Path, recipe: Recipe, identity: dict[str, str], *, main: bool)
     publish_bytes(run / RECIPE_FILE, dump_recipe(recipe).encode())
 
 
+def require_run(run: Path) -> None:
+    """Refuse a folder that holds no run.
+
+    Raises:
+        UsageError: the folder is missing, or has no recipe of a run.
+    """
+    if not (run / RECIPE_FILE).is_file():
+        raise UsageError(f"{run} has no {RECIPE_FILE}: give the folder of a run, which `--run` of its training named.")
+
+
+def identity_in_words(field: str) -> str:
+    """What a field of the identity is, for a reader."""
+    if field.startswith("column_"):
+        return f"targets of {field.removeprefix('column_')}"
+    return _IDENTITY_WORDS.get(field, field)
+
+
 def read_identity(run: Path) -> dict[str, str]:
     return {str(k): str(v) for k, v in json.loads((run / IDENTITY_FILE).read_text(encoding="utf-8")).items()}
 
 
 def _check_recipe(run: Path, recipe: Recipe) -> None:
-    started = _flat(load_recipe(run / RECIPE_FILE).model_dump(mode="json"))
-    for path, value in _flat(recipe.model_dump(mode="json")).items():
+    started = flat_recipe(load_recipe(run / RECIPE_FILE))
+    for path, value in flat_recipe(recipe).items():
         if path not in FREE and started.get(path) != value:
             raise UsageError(
                 f"{run} holds a run that was started with {path} = {started.get(path)!r}, and this recipe has "
@@ -75,13 +106,3 @@ def _check_identity(run: Path, identity: dict[str, str]) -> None:
                 "now. Give the store, the catalogs or the weights that the run was started with, or another folder as "
                 "--run."
             )
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

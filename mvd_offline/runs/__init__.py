@@ -1,0 +1,1 @@
+"""What runs left in their folders, for a reader: their metrics over steps, what differs between them. No torch."""
