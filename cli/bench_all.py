@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mvd_offline.cli.common import JsonOption, SetOption
+from mvd_offline.cli.common import JsonOption, SetOption, say_next
 
 
 def run_everything(
@@ -48,5 +48,6 @@ def run_everything(
     else:
         typer.echo((out / PAGE_FILE).read_text(encoding="utf-8"))
         typer.echo(f"written to {out / RESULTS_FILE}, {out / PAGE_FILE} and pictures beside them")
+        say_next("mvd-offline plan RECIPE --videos CATALOG --store DIR --measure")
     if result.failed:
         raise typer.Exit(1)

@@ -41,7 +41,7 @@ def codecs(
     if recipe is None:
         refuse_ignored("codecs without a --recipe", student=student, root=root, set=overrides)
     else:
-        from mvd_offline.bench.codec_losses import StoreLosses
+        from mvd_offline.analysis.target_effects import StoreLosses
         from mvd_offline.recipe import load_distill
 
         losses = StoreLosses(load_distill(recipe, overrides or ()), store, student=student, clips=clips, root=root)

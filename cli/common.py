@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
+from mvd_offline.units import device_hours as device_hours
+from mvd_offline.units import human_bytes as human_bytes
+from mvd_offline.units import human_duration as human_duration
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -114,6 +118,11 @@ def print_table(table: Table) -> None:
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
+def say_next(command: str) -> None:
+    """The last line of a long command: what to run next, with the paths at hand. Not for --json."""
+    typer.echo(f"next: {command}")
+
+
 def report_training(summary: Any, run: Path, product: Path, as_json: bool, following: str) -> None:
     """Print what a training did (a `TrainingSummary`), where it left its `product`, and the command that follows.
 
@@ -123,6 +132,7 @@ def report_training(summary: Any, run: Path, product: Path, as_json: bool, follo
         return
     from mvd_offline.hours import REPORT_FILE
     from mvd_offline.progress import rate_in_words
+    from mvd_offline.training.run import PAGE_FILE
 
     report = run / REPORT_FILE
     content = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
@@ -147,8 +157,10 @@ def report_training(summary: Any, run: Path, product: Path, as_json: bool, follo
         typer.echo(f"hours of one device ({report}):")
         for name, text in hours_rows(hours):
             typer.echo(f"  {name}: {text}")
-    typer.echo(f"wrote {product}; curves: {run / 'metrics.jsonl'}, tensorboard --logdir {run}")
-    typer.echo(f"next: {following}")
+    page = run / PAGE_FILE
+    looks = f"{page}, tensorboard --logdir {run}" if page.is_file() else f"tensorboard --logdir {run}"
+    typer.echo(f"wrote {product}; to look at: {looks}")
+    say_next(following)
 
 
 def hours_rows(hours: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -167,56 +179,6 @@ def _figure(figure: Mapping[str, Any]) -> str:
     if figure["device_seconds"] is None:
         return f"unknown: {figure['how']}"
     return f"{device_hours(figure['device_seconds'])}, {figure['basis']} ({figure['how']})"
-
-
-def device_hours(seconds: float) -> str:
-    """Time of one device: in hours, however many, and below one hour as a duration.
-
-    >>> device_hours(4_586_400)
-    '1,274 device-hours'
-    """
-    hours = seconds / 3600
-    return human_duration(seconds) if hours < 1 else f"{hours:,.{0 if hours >= 99.95 else 1}f} device-hours"
-
-
-def human_bytes(count: float) -> str:
-    """A size in decimal units, three significant digits.
-
-    >>> human_bytes(2_408_448)
-    '2.41 MB'
-    """
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 999.5:
-            return _three_digits(count, unit, whole=unit == "B")
-        count /= 1000
-    return _three_digits(count, "PB", whole=False)
-
-
-def human_duration(seconds: float) -> str:
-    """A duration: milliseconds below a second, then seconds, minutes, hours, days.
-
-    >>> human_duration(7384)
-    '2 h 03 min'
-    """
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    days, hours = divmod(round(seconds / 3600), 24)
-    return f"{days} d {hours:02d} h"
-
-
-def _three_digits(value: float, unit: str, *, whole: bool) -> str:
-    if whole:
-        return f"{value:.0f} {unit}"
-    decimals = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{decimals}f} {unit}"
 
 
 def _plain(value: Any) -> Any:

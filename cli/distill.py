@@ -106,7 +106,9 @@ def distill(
     following = Follow(follow, patience) if follow else None
     summary = job(resolved, store_dir=shares, run=run, follow=following)
     student = run / STUDENT_FILE
-    report_training(summary, run, student, as_json, f"mvd-offline finetune RECIPE --init {student}")
+    report_training(
+        summary, run, student, as_json, f"mvd-offline finetune RECIPE --init {student} --videos CATALOG --run DIR"
+    )
 
 
 def _shares(stores: Sequence[Path], weights: Sequence[float], roots: Sequence[Path]) -> list[StoreShare]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from enum import StrEnum
@@ -10,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvd_offline.cli.common import JsonOption, SetOption, human_duration, print_json, print_table, refuse_ignored
+from mvd_offline.cli.common import (
+    JsonOption,
+    SetOption,
+    human_duration,
+    print_json,
+    print_table,
+    refuse_ignored,
+    say_next,
+)
 from mvd_offline.cli.probe import (
     EncoderPrecisionOption,
     EpochsOption,
@@ -222,6 +231,8 @@ def _one(subject: Subject, catalogs: Sequence[Path], unreadable: UnreadablesName
             f"{100 * timing.decode_wait_share:.0f} % of it waiting for decoding"
         )
     _print_files(subject.out)
+    weights = shlex.quote(str(subject.weights))
+    say_next(f"mvd-offline convert {weights} --to hf --out {shlex.quote(str(subject.out / 'hf'))}")
 
 
 def _splits(

@@ -102,7 +102,7 @@ def extract(
 
 def _weights(given: Sequence[str] | None) -> dict[str, str]:
     """Paths by column."""
-    from mvd_offline.errors import UsageError
+    from mvd_offline.errors import UsageError, nearest
     from mvd_offline.recipe import TEACHER_NAMES, teacher_kind
 
     weights = named_paths("--teacher", given)
@@ -110,7 +110,7 @@ def _weights(given: Sequence[str] | None) -> dict[str, str]:
         if teacher_kind(name) is None:
             raise UsageError(
                 f"--teacher {name}=...: write it as NAME=PATH with NAME one of {', '.join(TEACHER_NAMES)}, or one that "
-                f"starts with {' or '.join(f'{kind}_' for kind in TEACHER_NAMES)}"
+                f"starts with {' or '.join(f'{kind}_' for kind in TEACHER_NAMES)}.{nearest(name, TEACHER_NAMES)}"
             )
     return weights
 

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
 from mvd_offline import __version__
-from mvd_offline.errors import TrainingStopped, UsageError
+from mvd_offline.errors import TrainingStopped, UsageError, nearest
 
 INTERRUPTED = 130
 STOPPED = 75
@@ -46,10 +46,13 @@ COMMANDS: dict[str, Place] = {
     "pretrain": Place("pretrain", "Train a teacher from scratch: MAE or VideoMAE."),
     "finetune": Place("finetune", "Train a classifier from a pretrained encoder."),
     "evaluate": Place("evaluate", "Test a fine-tuned run, or probe a pretrained encoder."),
-    "convert": Place("convert", "Write a checkpoint as mvd, hf, timm or safetensors."),
+    "analyze": Place("analyze", "See what teachers and students learn, and what runs did.", group=True),
+    "convert": Place("convert", "A checkpoint for transformers, timm, ONNX, torch.export."),
     "shards": Place("shards", "Look into a store, and check it; also installed as mvd-shards.", group=True),
     "recipes": Place("recipes", "The recipes that ship.", group=True),
     "bench": Place("bench", "Measurements.", group=True),
+    "doctor": Place("doctor", "Say whether this machine is ready, and what to do if not."),
+    "completion": Place("completion", "Print the script that completes commands in a shell."),
 }
 
 
@@ -134,6 +137,11 @@ def run(command: Any, program: str, arguments: Sequence[str] | None = None) -> i
         Exception: whatever the command raised, when --debug or MVD_DEBUG asks for tracebacks.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["__complete"]:
+        from mvd_offline.cli.completion import print_suggestions
+
+        print_suggestions(command, given[1:])
+        return 0
     words = [word for word in given if word != "--debug"]
     atexit.register(_leave_process_group)
     debug = words != given or os.environ.get("MVD_DEBUG", "0") not in ("", "0")
@@ -180,10 +188,21 @@ def _report_usage(error: Any) -> int:
         if message:
             typer.echo(message, err=True)
     elif context is not None:
-        _say(f"error: {message.rstrip('.')}. `{context.command_path} --help` shows what is allowed.".replace("?.", "?"))
+        said = f"error: {_with_nearest(message).rstrip('.')}. `{context.command_path} --help` shows what is allowed."
+        _say(said.replace("?.", "?"))
     else:
         _say(f"error: {message}")
     return int(error.exit_code)
+
+
+def _with_nearest(message: str) -> str:
+    """A refused choice names all that are allowed; add the nearest of them."""
+    message = message.replace("Value error, ", "")
+    refused = re.search(r"'([^']*)' is not one of (.*)", message)
+    if refused is None:
+        return message
+    allowed = re.findall(r"'([^']*)'", refused[2])
+    return f"{message.rstrip('.')}.{nearest(refused[1], allowed)}"
 
 
 def _say(message: str) -> None:

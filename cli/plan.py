@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption
+from mvd_offline.cli.common import JsonOption, RecipeArgument, SetOption, say_next
 
 if TYPE_CHECKING:
     from mvd_offline.measuring import Measured
@@ -78,6 +79,8 @@ def plan(
         return
     from rich.table import Table
 
+    from mvd_offline.progress import rate_in_words
+
     table = Table("", "", title=f"Store {store}", show_header=False, title_justify="left")
     failed = ", ".join(f"{count} {status}" for status, count in estimate.failed_rows.items()) or "none"
     table.add_row(
@@ -99,7 +102,8 @@ def plan(
             table.add_row("size of baked clips", human_bytes(estimate.clips_bytes))
         table.add_row(
             "reading",
-            f"{estimate.read_megabytes_per_second:.3g} MB/s a device for {estimate.clips_per_second:.3g} clips/s",
+            f"{rate_in_words(estimate.read_megabytes_per_second, 'MB')} a device for "
+            f"{rate_in_words(estimate.clips_per_second, 'clips')}",
         )
         table.add_row("step on the store", f"{human_duration(estimate.step_seconds)} of one device")
         after = estimate.break_even_epoch
@@ -107,15 +111,17 @@ def plan(
             "break-even",
             "never: training on the store is no faster here"
             if after is None
-            else f"caching is cheaper after {after:.3g} epochs",
+            else f"caching is cheaper from epoch {after:.3g} on",
         )
     if rates is not None:
         table.add_section()
         for row in _measured_rows(rates, resolved.training.workers):
             table.add_row(*row)
     print_table(table)
-    following = f"extract {store}" if estimate.teachers else f"distill RECIPE --store {store} --run DIR"
-    typer.echo(f"next: mvd-offline {following}")
+    if estimate.teachers:
+        say_next(f"mvd-offline extract {shlex.quote(str(store))}")
+    else:
+        say_next(f"mvd-offline distill RECIPE --store {shlex.quote(str(store))} --run DIR")
 
 
 def _measured_rows(rates: Measured, workers: int) -> list[tuple[str, str]]:

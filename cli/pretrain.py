@@ -48,5 +48,5 @@ def pretrain(
         run,
         run / TEACHER_FILE,
         as_json,
-        f"mvd-offline plan RECIPE --set teachers.NAME.weights={run / TEACHER_FILE}",
+        f"mvd-offline plan RECIPE --videos {videos} --store DIR --set teachers.NAME.weights={run / TEACHER_FILE}",
     )

@@ -175,9 +175,10 @@ def run_probes(
 def _folder_of(checkpoint: Path) -> Path:
     """Where the results go by default: beside a file, or into a folder."""
     from mvd_offline.errors import UsageError
+    from mvd_offline.training.run import PROBE_FOLDER
 
     if checkpoint.is_dir():
-        return checkpoint / "probe"
+        return checkpoint / PROBE_FOLDER
     if not checkpoint.exists():
         raise UsageError(
             f"{checkpoint} is no file or folder of this machine. Check the path; for timm:NAME and random:ARCH give "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from mvd_offline.cli.common import (
     named_paths,
     print_json,
     print_table,
+    say_next,
 )
 from mvd_offline.cli.shards_export import export
 from mvd_offline.cli.shards_print import (
@@ -185,6 +187,7 @@ def report(
     if found.views_without_frames:
         names = ", ".join(map(str, found.views_without_frames))
         typer.echo(f"without frames, as their videos cannot be read here: views {names}; the page says why")
+    say_next(f"mvd-offline distill RECIPE --store {shlex.quote(str(store))} --run DIR")
 
 
 app.command()(export)
@@ -275,5 +278,9 @@ def verify(
             print_recompute(again)
         elif level is LevelName.recompute:
             typer.echo("not recomputed: repair the findings first")
+        if ok:
+            say_next(f"mvd-offline distill RECIPE --store {shlex.quote(str(store))} --run DIR")
+        elif not repair:
+            say_next(f"mvd-offline shards verify {shlex.quote(str(store))} --repair")
     if not ok:
         raise typer.Exit(1)

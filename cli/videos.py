@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
@@ -20,6 +21,7 @@ from mvd_offline.cli.common import (
     print_json,
     print_table,
     refuse_ignored,
+    say_next,
 )
 from mvd_offline.cli.videos_augmented import DEFAULT_VIEWS, AugmentOption, PictureOption, ViewsOption, draw_augmented
 
@@ -154,6 +156,7 @@ def synth(
     else:
         for name, number in written.items():
             typer.echo(f"{out / name}: {number} videos of {classes} classes")
+        say_next(f"mvd-offline videos scan {shlex.quote(str(out / 'train'))} --out catalog.parquet")
 
 
 @app.command()
@@ -241,6 +244,10 @@ def _report_scan(catalog: Catalog, out: Path, as_json: bool) -> None:
     typer.echo(f"{len(catalog.videos)} videos: {counts}")
     typer.echo(f"readable: {_amount(ok)}, {human_bytes(sum(video.size for video in ok))}")
     typer.echo(f"catalog: {out}")
+    if ok:
+        say_next(f"mvd-offline plan RECIPE --videos {shlex.quote(str(out))} --store DIR")
+    elif catalog.counts.get("missing") == len(catalog.videos):
+        typer.echo(f"Paths were looked for below {catalog.root}: name the folder that they start from with --root.")
 
 
 def _amount(videos: Sequence[Video]) -> str:

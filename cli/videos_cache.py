@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mvd_offline.cli.common import JsonOption, human_bytes, print_json, print_table
+from mvd_offline.cli.common import JsonOption, human_bytes, print_json, print_table, say_next
 
 if TYPE_CHECKING:
     from mvd_offline.progress import WorkProgress
@@ -141,6 +142,8 @@ def _report(source: Catalog, made: Cache, as_json: bool) -> None:
         typer.echo(f"bytes: {human_bytes(before)} before, {human_bytes(after)} now, {after / before:.2g} x")
     typer.echo(f"catalog: {made.catalog_path}")
     typer.echo(times if isinstance(times, str) else _in_words(times))
+    if written:
+        say_next(f"mvd-offline plan RECIPE --videos {shlex.quote(str(made.catalog_path))} --store DIR")
 
 
 def _timed(source: Catalog, made: Cache) -> ClipTimes | str:

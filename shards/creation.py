@@ -59,9 +59,10 @@ def prepare_folder(root: Path, header: StoreHeader, plan_bytes: bytes) -> StoreH
 def read_header(root: Path) -> StoreHeader:
     path = root / "store.json"
     if not path.is_file():
-        raise NotAStoreError(
-            f"{root} holds no store (no store.json). `mvd-offline plan RECIPE --store {root}` makes one."
-        )
+        made = f"`mvd-offline plan RECIPE --videos CATALOG --store {root}` makes one"
+        if root.exists() and not (root.is_dir() and next(root.iterdir(), None) is None):
+            made = "Give the folder that `mvd-offline plan RECIPE --videos CATALOG --store DIR` has made"
+        raise NotAStoreError(f"{root} holds no store (no store.json). {made}.")
     repair = restore_identity(root)
     header = StoreHeader.from_bytes(read_file(path, repair), str(path), repair)
     read_bases(root, header)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mvd_offline.shards import atomic
 from mvd_offline.shards.claims import Claims, store_lock
 from mvd_offline.shards.creation import read_header, remove_column_files
-from mvd_offline.shards.errors import CommitError, MissingRowError
+from mvd_offline.shards.errors import CommitError, MissingRowError, nearest
 from mvd_offline.shards.schema import CLIPS, COLUMN_NAME, RESERVED_NAMES
 from mvd_offline.shards.sealing import write_index
 from mvd_offline.shards.store import Store
@@ -48,7 +48,9 @@ def _forget(root: Path, name: str, records: Path) -> None:
     header = read_header(root)
     if name not in header.columns:
         if not COLUMN_NAME.fullmatch(name) or name in RESERVED_NAMES or not records.is_dir():
-            raise MissingRowError(f"{root} has no column {name}; it has {', '.join(header.columns)}.")
+            raise MissingRowError(
+                f"{root} has no column {name}; it has {', '.join(header.columns)}.{nearest(name, header.columns)}"
+            )
         return
     if len(header.columns) == 1:
         raise CommitError(

@@ -1,5 +1,8 @@
 """Every error that a user can meet is an `MvdError`: one paragraph, no traceback on the command line."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -74,3 +77,15 @@ def restore_identity(root: Path) -> str:
         f"Restore the file from a copy, or remove it and run `mvd-offline plan RECIPE --videos CATALOG --store {root}` "
         "again with the recipe and the catalog that the store was made with; its shards are kept."
     )
+
+
+def nearest(found: str, allowed: Iterable[str]) -> str:
+    """` Did you mean ...?` with the nearest of the allowed names; empty where none is near.
+
+    >>> nearest("flaot16", ["float32", "float16", "int8"])
+    ' Did you mean float16?'
+    """
+    import difflib
+
+    near = difflib.get_close_matches(found, list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""

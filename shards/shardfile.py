@@ -57,7 +57,8 @@ class ShardWriter:
 
         Args:
             features: float32 (N, D), finite.
-            pixels, decoder: see `add_coded`.
+            pixels: hash of what the teacher saw; see `add_coded`.
+            decoder: who decoded the video.
 
         Raises:
             CodecError: wrong shape or dtype, or values that the codec cannot hold.

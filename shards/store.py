@@ -41,6 +41,7 @@ from mvd_offline.shards.errors import (
     NotSealedError,
     StoreError,
     make_missing,
+    nearest,
     repair_shard,
     restore_identity,
     write_derived,
@@ -82,7 +83,9 @@ def open_store(root: str | Path, *, sealed: bool = True, columns: Sequence[str] 
             while a new one is being filled.
 
     Raises:
-        NotAStoreError, NotSealedError, CorruptionError.
+        NotAStoreError: the folder holds no store.
+        NotSealedError: not every shard of these columns is committed.
+        CorruptionError: a file of the store does not match its checksum.
     """
     root = Path(root)
     store = Store(root, read_header(root))
@@ -195,7 +198,10 @@ class Store:
         names = self.columns if columns is None else tuple(columns)
         unknown = [name for name in names if name not in self.header.columns]
         if unknown:
-            raise MissingRowError(f"{self.root} has no column {', '.join(unknown)}; it has {', '.join(self.columns)}.")
+            raise MissingRowError(
+                f"{self.root} has no column {', '.join(unknown)}; it has {', '.join(self.columns)}."
+                + nearest(unknown[0], self.columns)
+            )
         return names
 
     def require_columns(self) -> None:

@@ -86,7 +86,7 @@ def test_a_run_that_went_on_has_all_its_hours(store: Path, tmp_path: Path, capsy
         "image": "unknown", "video": "unknown"
     }  # fmt: skip
     for told in (
-        "pretraining of the image teacher: unknown: known of a teacher in the run folder of `mvd-offline pretrain`",
+        "pretraining of the image teacher: unknown: only a run folder of `mvd-offline pretrain` tells it",
         "extraction: ",
         "training on the store: ",
         "training with online teachers: ",

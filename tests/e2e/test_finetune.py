@@ -271,6 +271,10 @@ def test_two_processes_train_and_test_as_one_does(
     both = (folder / "evaluation.json").read_bytes()
     assert json.loads(both)["videos"] == 12
     assert output.count('"top1":') == 1 + 4, "one process prints"
+    page = (folder / "report.html").read_text()
+    assert "on 2 × cpu" in page
+    assert "Test of the weights at the end" in page
+    assert "To try again" not in output
     (folder / "evaluation.json").unlink()
     assert main(["evaluate", str(folder), "--videos", str(catalog)]) == 0
     assert (folder / "evaluation.json").read_bytes() == both

@@ -21,7 +21,7 @@ from mvd_offline.progress import rate_in_words
 
 DESIGNED = (
     "demo", "videos", "plan", "extract", "distill", "pretrain", "finetune", "evaluate",
-    "convert", "shards", "recipes", "bench",
+    "analyze", "convert", "shards", "recipes", "bench", "doctor", "completion",
 )  # fmt: skip
 
 

@@ -46,6 +46,11 @@ CPU = Accelerator(cpu=True)
 ALONE = TrainingSection(workers=0)
 
 
+@pytest.fixture(autouse=True)
+def _state() -> None:
+    Accelerator(cpu=True)  # accelerate's state is one for all tests, and others clear it
+
+
 class Brightness(nn.Module):
     """Two logits: the clip's mean and 0; counts the clips that it gets at once."""
 

@@ -130,7 +130,16 @@ def test_a_folder_without_store_is_one_line_and_1(tmp_path: Path, capsys: pytest
     assert main(["shards", "info", str(tmp_path)]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "holds no store" in captured.err
+    assert "holds no store (no store.json)" in captured.err
+    assert f"`mvd-offline plan RECIPE --videos CATALOG --store {tmp_path}` makes one" in captured.err
+
+
+def test_what_is_something_else_is_not_offered_as_a_stores_folder(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "recipe.yaml").write_text("kind: distill", encoding="utf-8")
+    assert main(["shards", "info", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "Give the folder that" in said
+    assert f"--store {tmp_path}" not in said
 
 
 def test_show_prints_the_row_and_writes_the_picture(extracted: Store, run: Any, tmp_path: Path) -> None:

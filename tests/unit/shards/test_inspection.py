@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.inspection import (
-    CELL,
-    LABEL,
-    MARGIN,
     contact_sheet,
     describe_row,
     principal_colours,
@@ -26,6 +23,7 @@ from mvd_offline.inspection import (
 )
 from mvd_offline.recompute import recompute
 from mvd_offline.shards import MissingRowError, RowRecord, Store, open_store
+from mvd_offline.sheet import CELL, LABEL, MARGIN
 from mvd_offline.video.views import Plan
 
 
