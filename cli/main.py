@@ -6,7 +6,6 @@ panels would take half of the time that `--help` may take.
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import os
 import re
@@ -143,7 +142,6 @@ def run(command: Any, program: str, arguments: Sequence[str] | None = None) -> i
         print_suggestions(command, given[1:])
         return 0
     words = [word for word in given if word != "--debug"]
-    atexit.register(_leave_process_group)
     debug = words != given or os.environ.get("MVD_DEBUG", "0") not in ("", "0")
     try:
         with command.make_context(program, words or ["--help"]) as context:
@@ -172,13 +170,6 @@ def run(command: Any, program: str, arguments: Sequence[str] | None = None) -> i
         _say(f"error: {describe(error)}")
         return 2 if isinstance(error, UsageError) else 1
     return status if isinstance(status, int) else 0
-
-
-def _leave_process_group() -> None:
-    """Under a launcher, a process that ends with its group's threads still running is aborted now and then."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _report_usage(error: Any) -> int:

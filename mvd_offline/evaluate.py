@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from mvd_offline.errors import MvdError, UsageError
@@ -27,6 +27,7 @@ from mvd_offline.evaluation.views import ViewBatches
 from mvd_offline.finetune import CLASSES_FILE, CLASSIFIER_FILE, EMA_FILE
 from mvd_offline.models.checkpoints import weights_sha256
 from mvd_offline.models.classifier import Classifier
+from mvd_offline.processes import join_launch
 from mvd_offline.recipe import load_finetune
 from mvd_offline.report.leaving import refresh_report
 from mvd_offline.training.run import RECIPE_FILE, read_identity
@@ -141,7 +142,7 @@ class _Trial:
 
 def _accelerator() -> Accelerator:
     # A process that is done early waits for the others in the end.
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    return join_launch(patience=timedelta(days=1))
 
 
 def _videos(subject: Subject, catalog: Path, unreadables: Unreadables, accelerator: Accelerator) -> EvaluationVideos:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from mvd_offline.errors import UsageError
@@ -36,6 +36,7 @@ from mvd_offline.extraction.work import Entry, ShardTask, ShardWork, WorkList
 from mvd_offline.extraction.write_behind import WriteBehind
 from mvd_offline.local import absolute_weights, read_local, resolve_root, update_local
 from mvd_offline.models.teachers import Teacher, load_teacher
+from mvd_offline.processes import join_launch
 from mvd_offline.progress import WorkProgress
 from mvd_offline.shards.claims import Claims
 from mvd_offline.shards.errors import IdentityError, NotSealedError
@@ -85,7 +86,7 @@ def extract(
             f"--retry {','.join(unknown)}: no row can have this status; allowed: {', '.join(STATUSES[1:])}"
         )
     began, watch = time.perf_counter(), Stopwatch()
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    accelerator = join_launch(patience=timedelta(days=7))
     store = open_store(store_dir, sealed=False)
     if root is not None or retry or not clips_are_complete(store):
         root = resolve_root(store_dir, root)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from mvd_offline.bench.measure import Spread, machine, wait_for
@@ -25,6 +24,7 @@ from mvd_offline.extraction.summary import ExtractSummary
 from mvd_offline.local import read_local, resolve_root
 from mvd_offline.models.inputs import normalize
 from mvd_offline.models.teachers import Teacher
+from mvd_offline.processes import join_launch
 from mvd_offline.shards.store import Store, open_store
 from mvd_offline.video.feed import FeedItem
 from mvd_offline.video.views import Plan, View, render_sizes
@@ -75,7 +75,7 @@ def time_extraction(
     Raises:
         UsageError: a store without teachers, or without readable videos.
     """
-    store, device = open_store(store_dir, sealed=False), Accelerator().device
+    store, device = open_store(store_dir, sealed=False), join_launch().device
     if not store.target_columns:
         raise UsageError(f"{store_dir} has no teachers, so that its extraction would do nothing.")
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=store_dir.resolve().parent) as folder:

@@ -17,6 +17,7 @@ from mvd_offline.bench.official_contest import CONTENDERS, OFFICIAL, Contest
 from mvd_offline.costs.models import distill_step
 from mvd_offline.costs.teachers import teacher_cost
 from mvd_offline.errors import MvdError, UsageError
+from mvd_offline.processes import join_launch
 from mvd_offline.recipe import DistillRecipe, Precision
 
 _TOLERANCES: Final[Mapping[Precision, float]] = {"no": 1e-5, "bf16": 2e-2, "fp16": 2e-3}
@@ -74,7 +75,7 @@ def compare_with_official(
     """
     _refuse_others(recipe)
     recipe, notes = on_this_machine(recipe)
-    accelerator = Accelerator(mixed_precision=recipe.training.precision)
+    accelerator = join_launch(mixed_precision=recipe.training.precision)
     torch.set_float32_matmul_precision("high" if recipe.training.tf32 else "highest")
     contest = Contest(recipe, batch_size, accelerator)
     losses = contest.first_step()

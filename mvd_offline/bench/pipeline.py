@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from mvd_offline.bench.measure import Spread, machine, wait_for
 from mvd_offline.bench.step import Stepper
@@ -19,6 +18,7 @@ from mvd_offline.distillation.data import DistillData
 from mvd_offline.distillation.task import DistillTask
 from mvd_offline.errors import UsageError
 from mvd_offline.local import resolve_root
+from mvd_offline.processes import join_launch
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.store import open_store
 from mvd_offline.targets import open_targets
@@ -65,7 +65,7 @@ def time_pipeline(
     Raises:
         UsageError: the store has fewer usable rows than one batch.
     """
-    accelerator = Accelerator(mixed_precision=recipe.training.precision)
+    accelerator = join_launch(mixed_precision=recipe.training.precision)
     device, size = accelerator.device, batch_size or recipe.optim.micro_batch_size
     optim = recipe.optim.model_copy(update={"batch_size": size, "micro_batch_size": size})
     recipe = recipe.model_copy(update={"optim": optim})

@@ -16,6 +16,7 @@ from mvd_offline.distillation.data import DistillData
 from mvd_offline.distillation.task import DistillTask
 from mvd_offline.errors import UsageError
 from mvd_offline.local import resolve_root
+from mvd_offline.processes import join_launch
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.store import open_store
 from mvd_offline.targets import open_targets
@@ -54,7 +55,7 @@ def time_steps(
     Args:
         steps: measured steps of each kind, after one of each that is not counted.
     """
-    accelerator = Accelerator(mixed_precision=recipe.training.precision)
+    accelerator = join_launch(mixed_precision=recipe.training.precision)
     device = accelerator.device
     runs = {}
     for kind in ("online", "cached"):

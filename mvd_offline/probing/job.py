@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from torch import Tensor
 
 from mvd_offline.errors import MvdError, UsageError
@@ -24,6 +24,7 @@ from mvd_offline.probing.labels import LabelledVideos, read_labelled
 from mvd_offline.probing.pooled import PooledKind, pooled_scores
 from mvd_offline.probing.preparing import ExtractionOptions, Split, Wanted, prepare_features
 from mvd_offline.probing.stores import FeatureStore, read_means, unreadable_views
+from mvd_offline.processes import join_launch
 from mvd_offline.report.leaving import refresh_report
 from mvd_offline.training.run import PROBE_FILE, PROBE_FOLDER
 from mvd_offline.video.views import Plan
@@ -100,7 +101,7 @@ def probe(
         MvdError: unreadable test videos.
     """
     # A process that is done early waits for the others in the end.
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    accelerator = join_launch(patience=timedelta(days=7))
     videos = read_labelled(train, test)
     if unreadables == "error" and videos.test.unreadable:
         raise unreadable_error(known_unreadable(videos.test))

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataPara
 from torch import nn
 
 from mvd_offline.errors import UsageError
+from mvd_offline.processes import join_launch
 from mvd_offline.recipe import TrainingSection
 
 SHARDED_MODULE = "Block"
@@ -26,7 +27,7 @@ def open_accelerator(training: TrainingSection) -> Accelerator:
         UsageError: another kind of sharding than FSDP2, or FSDP2 without GPUs.
     """
     sharding = sharding_of_launch()
-    accelerator = Accelerator(mixed_precision=training.precision, fsdp_plugin=sharding)
+    accelerator = join_launch(mixed_precision=training.precision, fsdp_plugin=sharding)
     if sharding is not None and not accelerator.is_fsdp2:
         # It would train copies of the whole model instead, without a word.
         raise UsageError(f"the launch asks for FSDP, which accelerate has for GPUs only; this is {accelerator.device}.")

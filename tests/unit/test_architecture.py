@@ -141,6 +141,12 @@ def test_video_reaches_no_torch() -> None:
             )
 
 
+def test_one_file_joins_a_launch() -> None:
+    for module, path in MODULES.items():
+        calls = [ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+        assert ("Accelerator" in calls) == (module == "mvd_offline.processes"), module
+
+
 def test_models_and_video_do_not_import_each_other() -> None:
     for one, other in (("models", "video"), ("video", "models")):
         for module in in_room(one):
@@ -150,7 +156,7 @@ def test_models_and_video_do_not_import_each_other() -> None:
 LAYERS = [
     {"shards"},
     {"errors"},
-    {"recipe", "geometry", "randomness", "local", "progress", "coding", "sheet", "units"},
+    {"recipe", "geometry", "randomness", "local", "processes", "progress", "coding", "sheet", "units"},
     {"models", "video", "losses"},
     {
         "training",
