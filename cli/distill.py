@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -107,7 +108,11 @@ def distill(
     summary = job(resolved, store_dir=shares, run=run, follow=following)
     student = run / STUDENT_FILE
     report_training(
-        summary, run, student, as_json, f"mvd-offline finetune RECIPE --init {student} --videos CATALOG --run DIR"
+        summary,
+        run,
+        student,
+        as_json,
+        f"mvd-offline finetune RECIPE --init {shlex.quote(str(student))} --videos CATALOG --run DIR",
     )
 
 

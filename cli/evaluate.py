@@ -276,10 +276,12 @@ def _print_splits(result: SplitsResult) -> None:
 
 
 def _ensemble(sources: Sequence[Path], out: Path | None, as_json: bool) -> None:
-    from mvd_offline.evaluation.ensembles import ENSEMBLE_FILE, ensemble
+    from mvd_offline.evaluation.ensembles import ENSEMBLE_FILE, check_folder, ensemble
     from mvd_offline.evaluation.results import write_json, write_tables
     from mvd_offline.evaluation.scoring import score
 
+    if out is not None:
+        check_folder(out)
     predictions, members = ensemble(sources)
     scores = score(predictions)
     found = {"ensemble": asdict(scores), "members": {name: asdict(member) for name, member in members.items()}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -49,4 +50,6 @@ def finetune(
     from mvd_offline.finetune import finetune as job
 
     summary = job(resolved, catalog_path=videos, init=init, run=run)
-    report_training(summary, run, run / CLASSIFIER_FILE, as_json, f"mvd-offline evaluate {run} --videos CATALOG")
+    report_training(
+        summary, run, run / CLASSIFIER_FILE, as_json, f"mvd-offline evaluate {shlex.quote(str(run))} --videos CATALOG"
+    )

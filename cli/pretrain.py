@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -48,5 +49,6 @@ def pretrain(
         run,
         run / TEACHER_FILE,
         as_json,
-        f"mvd-offline plan RECIPE --videos {videos} --store DIR --set teachers.NAME.weights={run / TEACHER_FILE}",
+        f"mvd-offline plan RECIPE --videos {shlex.quote(str(videos))} --store DIR "
+        f"--set teachers.NAME.weights={shlex.quote(str(run / TEACHER_FILE))}",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +16,10 @@ from mvd_offline.training.run import IDENTITY_FILE, identity_in_words, read_iden
 _LIBRARIES: Final = {"hf": "transformers", "timm": "timm", "onnx": "onnx", "pt2": "pytorch"}
 
 _LICENCE: Final = (
-    "mvd-offline is Apache-2.0, which says nothing about weights. The weights that the authors of MAE, VideoMAE and "
-    "MVD released are CC BY-NC 4.0 (not for commercial use). If these weights were trained to predict features of such "
-    "teachers, or started from them, read those terms before you pass them on, and set `license` above."
+    "mvd-offline is Apache-2.0, which says nothing about weights. The repositories by which the weights of MAE, "
+    "VideoMAE and MVD were released are CC BY-NC 4.0 (not for commercial use; VideoMAE's: most of it). If these "
+    "weights were trained to predict features of such teachers, or started from them, read those terms before you pass "
+    "them on, and set `license` above."
 )
 
 
@@ -105,8 +107,14 @@ def _results(source: str) -> str:
             data = json.loads((run / file).read_text(encoding="utf-8"))
             data = data.get("probe") or {} if names == ("probe",) else {name: data.get(name) for name in names}
             what = "probe" if file == "report.json" else "test"
-            found |= {f"{what} {key}": _number(value) for key, value in data.items() if isinstance(value, int | float)}
+            found |= {
+                f"{what} {key}": _score(key, value) for key, value in data.items() if isinstance(value, int | float)
+            }
     return _table(found) if found else ""
+
+
+def _score(key: str, value: float) -> str:
+    return f"{100 * value:.2f} %" if re.search(r"(^|_)top\d$", key) else _number(value)
 
 
 def _number(value: Any) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from mvd_offline.errors import UsageError
 from mvd_offline.evaluation.logits import LOGITS_FILE, ViewLogits
+from mvd_offline.evaluation.results import RESULT_FILE
 from mvd_offline.evaluation.scoring import Predictions, Scores, score
 
 ENSEMBLE_FILE = "ensemble.json"
@@ -35,6 +36,18 @@ def ensemble(sources: Sequence[Path]) -> tuple[Predictions, dict[str, Scores]]:
     first = next(iter(members.values()))
     mean = np.mean([member.probabilities for member in members.values()], axis=0)
     return replace(first, probabilities=mean), {name: score(member) for name, member in members.items()}
+
+
+def check_folder(out: Path) -> None:
+    """Refuse to write an ensemble's tables over those of a test.
+
+    Raises:
+        UsageError: `out` holds a test.
+    """
+    if (out / RESULT_FILE).is_file():
+        raise UsageError(
+            f"--out {out} holds a test ({RESULT_FILE}), whose tables an ensemble's would replace; give another folder."
+        )
 
 
 def _check_same_videos(members: Mapping[str, Predictions]) -> None:

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
+
 from mvd_offline.recipe.kinds import Recipe
 from mvd_offline.recipe.loading import load_recipe, recipe_header, shipped_recipes
 
@@ -118,7 +120,13 @@ def _text(path: Path) -> str:
 
 @cache
 def _flat_shipped(path: Path) -> dict[str, Any]:
-    return flat_recipe(load_recipe(path))
+    # libyaml takes a tenth of the time, but ends the process where brackets are nested a hundred thousand deep: it is
+    # for the files that ship only.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(_text(path))
+    try:
+        return flat_recipe(load_recipe(loader.get_single_data()))
+    finally:
+        loader.dispose()
 
 
 def _line(path: Path, key: str) -> str:

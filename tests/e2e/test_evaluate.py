@@ -180,6 +180,8 @@ def test_an_ensemble_of_two_tests(made: Path, tmp_path: Path, capsys: pytest.Cap
         "confusion.csv", "confusion.png", "ensemble.json", "per_class.csv", "predictions.parquet",
     ]  # fmt: skip
 
+    assert evaluate("--ensemble", *runs, "--out", runs[0]) == 2
+    assert "holds a test (evaluation.json), whose tables an ensemble's would replace" in capsys.readouterr().err
     assert evaluate("--ensemble", runs[0] / "logits.parquet", runs[1], "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ensemble"]["top1"] == right

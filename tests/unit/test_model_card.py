@@ -55,7 +55,13 @@ def convert(source: Path, to: str, out: Path) -> str:
 def test_a_card_says_where_a_student_came_from_and_names_no_path_of_this_machine(tmp_path: Path) -> None:
     source = a_run(tmp_path / "run")
     text = convert(source, "safetensors", tmp_path / "out.safetensors")
-    for told in ("`distill/vit_b_from_vit_l_k400`: ViT-B", "`a1b2`", "`c3d4`", "last loss | 0.25", "test top1 | 0.5"):
+    for told in (
+        "`distill/vit_b_from_vit_l_k400`: ViT-B",
+        "`a1b2`",
+        "`c3d4`",
+        "last loss | 0.25",
+        "test top1 | 50.00 %",
+    ):
         assert told in text, told
     assert "CC BY-NC 4.0" in text
     assert "/home/me" not in text
