@@ -1,6 +1,7 @@
 """Pages that mkdocs makes from what they describe: the command line, the recipes, the format.
 
-mkdocs calls `on_files` while it builds; nothing of this is part of the package.
+mkdocs calls `on_page_markdown` while it builds; nothing of this is part of the package. The pages' files in this
+folder are for readers of the repository.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
 
 from mvd_offline.cli.main import COMMANDS, load_command
 from mvd_offline.recipe import recipe_header, shipped_recipes
@@ -20,12 +22,11 @@ from mvd_offline.recipe import recipe_header, shipped_recipes
 ROOT = Path(__file__).parents[1]
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages."""
-    made = {"cli.md": command_line(), "recipes.md": recipes(), "keys.md": recipe_keys(), "format.md": the_format()}
-    for name, text in made.items():
-        files.append(File.generated(config, name, content=text))
-    return files
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill the pages whose files only say where to look instead."""
+    made = {"cli.md": command_line, "recipes.md": recipes, "keys.md": recipe_keys, "format.md": the_format}
+    make = made.get(page.file.src_uri)
+    return markdown if make is None else make()
 
 
 def the_format() -> str:
