@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import gc
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
+
+LEAVING_SECONDS: Final = 30.0
+"""How long a process that ends waits for an operation that it began together with others."""
 
 
 def join_launch(patience: timedelta | None = None, **options: Any) -> Accelerator:
@@ -37,5 +41,8 @@ def _leave() -> None:
     (https://github.com/pytorch/pytorch/issues/190489). They end with the group's last reference.
     """
     if distributed.is_available() and distributed.is_initialized():
+        # What an error left half done, such as the averaging of a gradient, may wait for others that never come.
+        faulthandler.dump_traceback_later(LEAVING_SECONDS, exit=True, file=2)
         distributed.destroy_process_group()
         gc.collect()  # models under DDP refer to the group, and to themselves
+        faulthandler.cancel_dump_traceback_later()
