@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
 
-LEAVING_SECONDS: Final = 30.0
+LEAVING_SECONDS: Final = 120.0
 """How long a process that ends waits for an operation that it began together with others."""
 
 
