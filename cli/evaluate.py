@@ -206,6 +206,7 @@ def _subject(
 def _one(subject: Subject, catalogs: Sequence[Path], unreadable: UnreadablesName, as_json: bool) -> None:
     from mvd_offline.errors import UsageError
     from mvd_offline.evaluate import evaluate_subject
+    from mvd_offline.runs.folder import RunFolder
 
     if len(catalogs) != 1:
         raise UsageError(f"a test needs one --videos, the catalog of its test videos; {len(catalogs)} were given.")
@@ -221,6 +222,8 @@ def _one(subject: Subject, catalogs: Sequence[Path], unreadable: UnreadablesName
             f"positions: {result.settings['positions']}; a file of VideoMAE's, which does not tell, needs "
             "--positions interleaved_1d"
         )
+    if subject.step is not None and not RunFolder.read(subject.weights.parent).finished:
+        typer.echo(f"note: the run is not at its end; these are its weights after step {subject.step:,}")
     if result.on_training_videos:
         typer.echo("note: these are the very videos that it was trained on")
     _print_unreadable(result)

@@ -18,6 +18,7 @@ from mvd_offline.hours import REPORT_FILE, Hours, estimated, hours_of, measured,
 from mvd_offline.local import FILE, ExtractionTime, read_local
 from mvd_offline.recipe import DistillRecipe
 from mvd_offline.shards.atomic import publish_bytes
+from mvd_offline.training.run import saved_step
 
 __all__ = ["REPORT_FILE", "Launch", "RunReport", "TrainingTime", "begin_launch", "write_distill_report", "write_report"]
 
@@ -63,7 +64,7 @@ class RunReport:
 
 def begin_launch(run: Path, accelerator: Accelerator) -> None:
     """Note in the run's report who goes on with it; one process of a launch calls it, before it trains."""
-    step = max((int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")), default=0)
+    step = saved_step(run) or 0
     on_gpu = accelerator.device.type == "cuda"
     device = torch.cuda.get_device_name(accelerator.device) if on_gpu else accelerator.device.type
     # What a launch did after this step is lost, and done again by this one.

@@ -104,7 +104,7 @@ def _losses(runs: list[RunFolder]) -> Iterator[Row]:
 
 
 def _probes(runs: list[RunFolder]) -> Iterator[Row]:
-    names = dict.fromkeys(name for run in runs for name in run.metrics.names(PROBE) if not name.endswith("seconds"))
+    names = dict.fromkeys(name for run in runs for name in run.metrics.names(PROBE) if "_top" in name)
     if not names:
         return
     series = [[run.metrics.series(name) for run in runs] for name in names]
@@ -191,6 +191,9 @@ def _notes(runs: Mapping[str, RunFolder]) -> Iterator[str]:
     }
     if len(set(tested.values())) > 1:
         yield f"tested on different videos, so that their accuracies do not compare: {', '.join(tested)}"
+    for name, run in runs.items():
+        for what, step in run.outdated.items():
+            yield f"left out: the {what} of {name} after step {step:,}, since it was trained on; evaluate it again"
     seen = [name for name, run in runs.items() if run.evaluations.get("", {}).get("on_training_videos")]
     if seen:
         yield f"tested on the very videos that they were trained on: {', '.join(seen)}"

@@ -30,17 +30,17 @@ from mvd_offline.models.classifier import Classifier
 from mvd_offline.processes import join_launch
 from mvd_offline.recipe import load_finetune
 from mvd_offline.report.leaving import refresh_report
-from mvd_offline.training.run import RECIPE_FILE, read_identity
+from mvd_offline.training.run import RECIPE_FILE, read_identity, saved_step
 
 
 def subject_of_run(run: Path, overrides: Sequence[str] = (), out: Path | None = None, *, ema: bool = False) -> Subject:
-    """The classifier of a finished run, by its own recipe; results go into its folder.
+    """The classifier of a run as it is, by its own recipe; results go into its folder, and say its step.
 
     Args:
         ema: the moving average of its weights; results go into a folder `ema` of the run.
 
     Raises:
-        UsageError: no finished run, or one that kept no average.
+        UsageError: no run that saved a classifier, or one that kept no average.
     """
     if not (run / CLASSIFIER_FILE).is_file():
         raise UsageError(
@@ -53,7 +53,7 @@ def subject_of_run(run: Path, overrides: Sequence[str] = (), out: Path | None = 
     classes = json.loads((run / CLASSES_FILE).read_text(encoding="utf-8"))
     recipe = load_finetune(run / RECIPE_FILE, overrides)
     source = read_identity(run)["source"]
-    return Subject(weights, recipe, home if out is None else out, tuple(classes), source)
+    return Subject(weights, recipe, home if out is None else out, tuple(classes), source, saved_step(run))
 
 
 def evaluate(
@@ -197,6 +197,7 @@ def _run(trial: _Trial, accelerator: Accelerator) -> Evaluation | None:
         unreadable=tuple(unreadable),
         on_training_videos=videos.readable_source == trial.subject.trained_on,
         settings=trial.settings,
+        step=trial.subject.step,
         timing=Timing(
             seconds=seconds,
             decode_wait_share=answers.waited / answers.seconds,

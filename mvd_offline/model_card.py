@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 from pathlib import Path
 from typing import Any, Final
 
 from mvd_offline.models.checkpoints import read_metadata
 from mvd_offline.models.conversion import Converted
 from mvd_offline.recipe import load_recipe, recipe_header, shipped_recipes
+from mvd_offline.runs.folder import RunFolder
+from mvd_offline.runs.metrics import PROBE
 from mvd_offline.shards.atomic import publish_bytes
-from mvd_offline.training.run import IDENTITY_FILE, identity_in_words, read_identity
+from mvd_offline.training.run import IDENTITY_FILE, RECIPE_FILE, identity_in_words, read_identity
 
 _LIBRARIES: Final = {"hf": "transformers", "timm": "timm", "onnx": "onnx", "pt2": "pytorch"}
+
+_SHARES: Final = ("top1", "top5")
 
 _LICENCE: Final = (
     "mvd-offline is Apache-2.0, which says nothing about weights. The repositories by which the weights of MAE, "
@@ -30,19 +34,21 @@ def card_path(converted: Converted) -> Path:
 
 
 def write_card(converted: Converted, source: str, to: str) -> Path:
-    """Write the card of a conversion, and return its place.
+    """Write the card of a conversion, and return its place. A file that is there and says something else is kept.
 
     Args:
         source: the checkpoint; what its metadata and the run folder around it tell is in the card.
     """
-    path = card_path(converted)
-    publish_bytes(path, card(converted, source, to).encode())
+    path, text = card_path(converted), card(converted, source, to).encode()
+    if path.exists() and path.read_bytes() != text:
+        path = path.with_suffix(".new.md")  # it may be somebody's own, or have been edited, as the card asks for
+    publish_bytes(path, text)
     return path
 
 
 def card(converted: Converted, source: str, to: str) -> str:
     """The card's text, with Hugging Face's front matter."""
-    name = Path(converted.out).name
+    name = Path(converted.out).resolve().name
     sections = [_front_matter(converted, to), f"# {name}", _table(converted.sizes)]
     if recipe := _recipe(source):
         sections += ["## Recipe", recipe]
@@ -96,29 +102,31 @@ def _identity(source: str) -> str:
 
 
 def _results(source: str) -> str:
-    """The last losses, the last probe and the test, as far as the run's folder has them."""
-    run, found = Path(source).parent, dict[str, Any]()
-    if (metrics := run / "metrics.jsonl").is_file() and (lines := metrics.read_text(encoding="utf-8").splitlines()):
-        last = json.loads(lines[-1])
-        shown = {name: value for name, value in last.items() if name == "step" or "loss" in name}
-        found |= {f"last {name}" if name != "step" else name: _number(value) for name, value in shown.items()}
-    for file, names in (("report.json", ("probe",)), ("evaluation.json", ("top1", "top5", "videos"))):
-        if (run / file).is_file():
-            data = json.loads((run / file).read_text(encoding="utf-8"))
-            data = data.get("probe") or {} if names == ("probe",) else {name: data.get(name) for name in names}
-            what = "probe" if file == "report.json" else "test"
-            found |= {
-                f"{what} {key}": _score(key, value) for key, value in data.items() if isinstance(value, int | float)
-            }
+    """The last losses, probes and the test of these very weights, as far as the run's folder has them."""
+    folder, averaged = Path(source).parent, Path(source).stem.endswith("_ema")
+    if not (folder / RECIPE_FILE).is_file():
+        return ""
+    run, found = RunFolder.read(folder), dict[str, str]()
+    if run.metrics.training:
+        last = run.metrics.training[-1]
+        found["step"] = str(last.step)
+        losses = {name: value for name, value in last.values.items() if "loss" in name and math.isfinite(value)}
+        found |= {f"last {name}": _number(value) for name, value in losses.items()}
+    if not averaged:
+        while_training = [run.metrics.series(name) for name in run.metrics.names(PROBE) if "_top" in name]
+        found |= {f"probe {one.name.removeprefix(PROBE)}": _share(one.last) for one in while_training}
+        found |= {f"{kind} probe {key}": _share(result[key]) for kind, result in run.probes.items() for key in _SHARES}
+    if test := run.evaluations.get("ema" if averaged else ""):
+        found |= {f"test {key}": _share(test[key]) for key in _SHARES} | {"test videos": str(test["videos"])}
     return _table(found) if found else ""
 
 
-def _score(key: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if re.search(r"(^|_)top\d$", key) else _number(value)
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{100 * value:.2f} %"
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _number(value: float) -> str:
+    return f"{value:.4g}"
 
 
 # ---- how to load it ----------------------------------------------------------------------------------------------
@@ -126,7 +134,7 @@ def _number(value: Any) -> str:
 
 def snippet(converted: Converted, to: str) -> str:
     """Python that loads what was written, from the folder that it lies in, and runs it on one clip."""
-    name, sizes = Path(converted.out).name, converted.sizes
+    name, sizes = Path(converted.out).resolve().name, converted.sizes
     side, frames, heads = sizes["image_size"], sizes.get("frames", 1), sizes.get("heads")
     clip = f"torch.zeros(1, 3, {frames}, {side}, {side})"
     match to:

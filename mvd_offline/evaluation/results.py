@@ -46,6 +46,7 @@ class Evaluation(Scores):
         unreadables: what was done with unreadable videos: `wrong` ones are among `videos`, excluded ones are not.
         on_training_videos: the classifier saw these very videos in training, so that this is no test.
         settings: what the result depends on: weights, videos, clip, precision, positions.
+        step: of its run, after which the classifier had these weights; None where nobody recorded it.
         timing: None for a result that was read, not measured; no part of the file, which is the same on any machine.
     """
 
@@ -55,6 +56,7 @@ class Evaluation(Scores):
     unreadable: tuple[Unreadable, ...]
     on_training_videos: bool
     settings: dict[str, Any]
+    step: int | None = None
     timing: Timing | None = field(default=None, compare=False)
 
     def to_json(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Subject:
     Attributes:
         classes: names that it was trained on; empty where nobody recorded them.
         trained_on: the identity of its training videos (`CatalogRows.source`); empty where nobody recorded it.
+        step: of its run, after which it has these weights; None where nobody recorded it.
         positions: its position table, for a file that does not tell: MVD's and VideoMAE's differ.
     """
 
@@ -28,6 +29,7 @@ class Subject:
     out: Path
     classes: tuple[str, ...] = ()
     trained_on: str = ""
+    step: int | None = None
     positions: Positions | None = None
 
 

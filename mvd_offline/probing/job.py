@@ -26,7 +26,7 @@ from mvd_offline.probing.preparing import ExtractionOptions, Split, Wanted, prep
 from mvd_offline.probing.stores import FeatureStore, read_means, unreadable_views
 from mvd_offline.processes import join_launch
 from mvd_offline.report.leaving import refresh_report
-from mvd_offline.training.run import PROBE_FILE, PROBE_FOLDER
+from mvd_offline.training.run import PROBE_FILE, PROBE_FOLDER, saved_step
 from mvd_offline.video.views import Plan
 
 RESULT_FILE: Final = PROBE_FILE
@@ -50,6 +50,7 @@ class ProbeReport:
         unreadables: what was done with those of the test.
         extraction_seconds: of this call; 0 where the features were there.
         seconds: that each probe of this call took, reading features included.
+        step: of the run in whose folder this lies, after which it had these weights; None elsewhere.
         probes: accuracies; also those that earlier calls found on the same features.
     """
 
@@ -63,6 +64,7 @@ class ProbeReport:
     unreadables: Unreadables
     extraction_seconds: float
     seconds: Mapping[ProbeKind, float]
+    step: int | None
     probes: Mapping[ProbeKind, Scores]
 
     def to_json(self) -> dict[str, Any]:
@@ -127,6 +129,7 @@ def probe(
         unreadables=unreadables,
         extraction_seconds=spent,
         seconds={kind: seconds for kind, (_, seconds) in results.items()},
+        step=saved_step(out.parent) if out.name == PROBE_FOLDER else None,
         probes={kind: found for kind, (found, _) in results.items() if found is not None},
     )
     _write(out / RESULT_FILE, report)

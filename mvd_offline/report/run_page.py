@@ -170,7 +170,7 @@ def _identity(run: RunFolder) -> list[tuple[str, str]]:
 
 def _probes(metrics: Metrics) -> dict[str, Any] | None:
     """Accuracies of a student's probes: a row for each step, and curves of those that count the first answer."""
-    names = [name for name in metrics.names(PROBE) if not name.endswith("seconds")]
+    names = [name for name in metrics.names(PROBE) if "_top" in name]  # unread clips are counted there, too
     lines = [line for line in metrics.lines if any(name in line.values for name in names)]
     if not lines:
         return None

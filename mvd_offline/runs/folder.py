@@ -33,8 +33,9 @@ class RunFolder:
         launches: who trained it from which step on, as `accounting.Launch`.
         training: `accounting.TrainingTime`; None while the run is not at its end.
         hours: `hours.Hours` of a distillation that is at its end.
-        probes: what `evaluate RUN --probe` found, by kind of probe.
-        evaluations: `evaluation.json` by the folder in which it lies, of `PLACES`.
+        probes: what `evaluate RUN --probe` found of the models as they are now, by kind of probe.
+        evaluations: `evaluation.json` of the models as they are now, by the folder in which it lies, of `PLACES`.
+        outdated: results of models that the run has since trained on, in words, with their step.
     """
 
     path: Path
@@ -46,23 +47,33 @@ class RunFolder:
     hours: Mapping[str, Any] | None
     probes: Mapping[str, Mapping[str, Any]]
     evaluations: Mapping[str, Mapping[str, Any]]
+    outdated: Mapping[str, int]
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
         """Raises UsageError where no run is."""
         require_run(path)
         report = _json(path / REPORT_FILE)
-        found = {place: _json(path / place / EVALUATION_FILE) for place in PLACES}
+        metrics = Metrics.read(path)
+        probed = _json(path / PROBE_FOLDER / PROBE_FILE)
+        tested = {place: _json(path / place / EVALUATION_FILE) for place in PLACES}
+        named = {"probes": probed, "test": tested[""], "test of averaged weights": tested["ema"]}
+        outdated = {name: result["step"] for name, result in named.items() if _is_of_before(result, metrics.last_step)}
         return cls(
             path=path,
             recipe=load_recipe(path / RECIPE_FILE),
             identity=read_identity(path) if (path / IDENTITY_FILE).is_file() else {},
-            metrics=Metrics.read(path),
+            metrics=metrics,
             launches=tuple(report.get("launches", ())),
             training=report.get("training"),
             hours=report.get("hours"),
-            probes=_json(path / PROBE_FOLDER / PROBE_FILE).get("probes", {}),
-            evaluations={place: result for place, result in found.items() if "top1" in result},
+            probes={} if "probes" in outdated else probed.get("probes", {}),
+            evaluations={
+                place: result
+                for place, result in tested.items()
+                if "top1" in result and not _is_of_before(result, metrics.last_step)
+            },
+            outdated=outdated,
         )
 
     @property
@@ -73,6 +84,12 @@ class RunFolder:
     def method(self) -> str:
         """What kind of training it is, as its progress says: `distill`, `finetune`, `mae`, `videomae`."""
         return self.recipe.method if self.recipe.kind == "pretrain" else self.recipe.kind
+
+
+def _is_of_before(result: Mapping[str, Any], last_step: int) -> bool:
+    """The run went on after a result; one that does not say its step counts as of now."""
+    step = result.get("step")
+    return isinstance(step, int) and step < last_step
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Line:
     """A line: `values` are of the training (or of a probe), `time` what depended on the machine.
 
     Attributes:
-        epoch: epochs done, with a fraction; the file has whole ones.
+        epoch: epochs done, with a fraction.
         hours: of training up to here. Steps that a kill lost are not in it.
     """
 
@@ -70,7 +70,6 @@ class Metrics:
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> Metrics:
         """Of the parsed lines."""
-        epoch_steps = _steps_per_epoch(records)
         lines, before, hours = [], 0, 0.0
         for record in records:
             time = _numbers(record.get("time", {}))
@@ -78,7 +77,7 @@ class Metrics:
                 hours += (record["step"] - before) * time["step_seconds"] / 3600
                 before = record["step"]
             values = _numbers({key: value for key, value in record.items() if key not in ("step", "epoch", "time")})
-            lines.append(Line(record["step"], record["step"] / epoch_steps, hours, values, time))
+            lines.append(Line(record["step"], float(record["epoch"]), hours, values, time))
         return cls(tuple(lines))
 
     @cached_property
@@ -144,8 +143,3 @@ def _records(text: str) -> Iterable[dict[str, Any]]:
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
-
-
-def _steps_per_epoch(records: Sequence[Mapping[str, Any]]) -> int:
-    """A line says its step and its epoch: the fewest steps of an epoch that agree with all lines."""
-    return max((-(-record["step"] // (record["epoch"] + 1)) for record in records), default=0) or 1

@@ -67,6 +67,6 @@ class Interludes:
             return False
         named = {f"{prefix}{name}": value for name, value in values.items()}
         seconds = {f"{prefix}seconds": time.perf_counter() - began}
-        epoch = (step - 1) // self._schedule.steps_per_epoch
+        epoch = step / self._schedule.steps_per_epoch
         writer.write({"step": step, "epoch": epoch, **named, "time": seconds})
         return True

@@ -145,7 +145,7 @@ def train(
             note = None
             if step % training.log_every_steps == 0 or step == schedule.stop_step:
                 logged, seconds = meter.take(), timing.line(step)
-                epoch = (step - 1) // schedule.steps_per_epoch
+                epoch = step / schedule.steps_per_epoch
                 writer.write({"step": step, "epoch": epoch, "lr": lr, **logged, "time": seconds})
                 note = f"loss {logged['loss']:.4f}  {rate_in_words(seconds['samples_per_second'], task.unit)}"
             progress.reach(step, note)

@@ -76,6 +76,11 @@ def require_run(run: Path) -> None:
         raise UsageError(f"{run} has no {RECIPE_FILE}: give the folder of a run, which `--run` of its training named.")
 
 
+def saved_step(run: Path) -> int | None:
+    """The step of a run's newest checkpoint, of which its models are; None where none is kept."""
+    return max((int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")), default=None)
+
+
 def identity_in_words(field: str) -> str:
     """What a field of the identity is, for a reader."""
     if field.startswith("column_"):

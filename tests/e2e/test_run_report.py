@@ -23,6 +23,7 @@ from small_runs import make_videos, once, scan_videos, small_recipe
 from test_report import WIDTHS, Tags
 
 from mvd_offline.cli.main import main
+from mvd_offline.compare import compare
 from mvd_offline.distill import distill
 from mvd_offline.examples.files import Example, read_examples
 from mvd_offline.examples.pretrain import filled
@@ -357,6 +358,39 @@ def test_runs_are_compared_in_what_differs_and_what_came_of_them(
     assert re.search(r"^  training\.seed +0 +5$", capsys.readouterr().out, flags=re.M)
 
 
+def test_results_of_weights_that_were_trained_on_are_left_out_and_named(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(runs / "finetune", tmp_path / "finetune", ignore=shutil.ignore_patterns("checkpoints"))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    found = json.loads((run / "evaluation.json").read_text())
+    assert found["step"] == last
+    (run / "evaluation.json").write_text(json.dumps(found | {"step": last - 1}))
+
+    write_run_report(run)
+    page = text_of(run / "report.html")
+    assert f"The test in this folder is of the weights after step {last - 1}; the run went on since." in page
+    assert "Test of the weights at the end" not in page
+    assert main(["analyze", "compare", str(run), str(runs / "finetune"), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert [row["values"] for row in compared["rows"] if (row["section"], row["name"]) == ("test", "top-1")] == [
+        {name: None if name.startswith(tmp_path.name) else found["top1"] for name in compared["runs"]}
+    ]
+    assert [note for note in compared["notes"] if f"after step {last - 1}, since it was trained on" in note]
+
+
+def test_counts_of_unread_clips_are_no_accuracy(runs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs / "distill", tmp_path / "probed", ignore=shutil.ignore_patterns("checkpoints"))
+    probe = {"step": 3, "epoch": 1.0, "probe/knn_top1": 0.5, "probe/unreadable": 3, "time": {"probe/seconds": 1.0}}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(probe) + "\n")
+
+    write_run_report(run)
+    assert "300.00" not in (run / "report.html").read_text()
+    rows = [row for row in compare({"a": run, "b": run}).rows if row.section == "last probe"]
+    assert [row.name for row in rows] == ["after step", "knn top1"]
+
+
 def test_runs_of_several_kinds_are_compared_as_far_as_they_go_together(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,7 +409,7 @@ def test_a_page_of_tens_of_thousands_of_lines_stays_small_and_quick(runs: Path, 
     line = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     with (run / "metrics.jsonl").open("w") as file:
         for step in range(1, 20_001):
-            file.write(json.dumps(line | {"step": step, "epoch": (step - 1) // 3, "loss": 1 + step % 11}) + "\n")
+            file.write(json.dumps(line | {"step": step, "epoch": step / 3, "loss": 1 + step % 11}) + "\n")
 
     assert write_run_report(run).page_bytes < 250_000
     assert "each point is the mean of several lines" in text_of(run / "report.html")

@@ -30,7 +30,9 @@ def a_run(folder: Path) -> Path:
     save_model(folder / "student.safetensors", student, recipe=recipe)
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     (folder / "identity.json").write_text(json.dumps({"store_id": "a1b2", "column_image": "c3d4"}), encoding="utf-8")
-    (folder / "metrics.jsonl").write_text('{"step": 7, "loss": 0.25, "time": 1.0}\n', encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 7, "epoch": 0.5, "loss": 0.25, "time": {"step_seconds": 1.0}}\n', encoding="utf-8"
+    )
     (folder / "evaluation.json").write_text('{"top1": 0.5, "top5": 0.75, "videos": 8}', encoding="utf-8")
     return folder / "student.safetensors"
 
@@ -67,6 +69,37 @@ def test_a_card_says_where_a_student_came_from_and_names_no_path_of_this_machine
     assert "/home/me" not in text
     assert str(tmp_path) not in text
     assert convert(source, "safetensors", tmp_path / "out.safetensors") == text
+
+
+def test_a_card_that_somebody_edited_is_kept(tmp_path: Path) -> None:
+    source, card = a_run(tmp_path / "run"), tmp_path / "out.safetensors.md"
+    text = convert(source, "safetensors", tmp_path / "out.safetensors")
+    card.write_text("mine", encoding="utf-8")
+
+    assert convert(source, "safetensors", tmp_path / "out.safetensors") == "mine"
+    assert (tmp_path / "out.safetensors.new.md").read_text(encoding="utf-8") == text
+
+
+def test_averaged_weights_have_results_of_their_own(tmp_path: Path) -> None:
+    source = a_run(tmp_path / "run")
+    (tmp_path / "run" / "ema").mkdir()
+    (tmp_path / "run" / "ema" / "evaluation.json").write_text('{"top1": 0.25, "top5": 0.75, "videos": 8}')
+    averaged = source.rename(source.with_name("student_ema.safetensors"))
+
+    text = convert(averaged, "safetensors", tmp_path / "out.safetensors")
+    assert "test top1 | 25.00 %" in text
+    assert "test top1 | 50.00 %" not in text
+
+
+def test_a_torn_line_and_results_of_an_earlier_step_are_left_out(tmp_path: Path) -> None:
+    source = a_run(tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "ep')
+    (tmp_path / "run" / "evaluation.json").write_text('{"top1": 0.5, "top5": 0.75, "videos": 8, "step": 6}')
+
+    text = convert(source, "safetensors", tmp_path / "out.safetensors")
+    assert "last loss | 0.25" in text
+    assert "test top1" not in text
 
 
 @pytest.mark.parametrize("name", ["smoke/finetune_vit_s_k400", "demo/mae", "finetune/vit_b_ssv2"])

@@ -12,14 +12,14 @@ import pytest
 from mvd_offline.runs.metrics import Metrics, smoothed
 
 
-def line(step: int, epoch: int, seconds: float, **values: Any) -> dict[str, Any]:
+def line(step: int, epoch: float, seconds: float, **values: Any) -> dict[str, Any]:
     return {"step": step, "epoch": epoch, **values, "time": {"step_seconds": seconds, "data_seconds": seconds / 4}}
 
 
-def test_epochs_have_fractions_and_hours_add_up_over_the_steps_between_lines() -> None:
-    metrics = Metrics.of([line(2, 0, 36.0), line(6, 1, 9.0), line(10, 1, 9.0)])
+def test_hours_add_up_over_the_steps_between_lines() -> None:
+    metrics = Metrics.of([line(2, 0.4, 36.0), line(6, 1.2, 9.0), line(10, 2.0, 9.0)])
 
-    assert [one.epoch for one in metrics.lines] == [0.4, 1.2, 2.0]  # five steps each
+    assert [one.epoch for one in metrics.lines] == [0.4, 1.2, 2.0]
     assert [one.hours for one in metrics.lines] == pytest.approx([0.02, 0.03, 0.04])
     assert metrics.step_seconds() == pytest.approx(14.4)
     assert metrics.phase_seconds()["data"] == pytest.approx(3.6)
@@ -27,8 +27,8 @@ def test_epochs_have_fractions_and_hours_add_up_over_the_steps_between_lines() -
 
 
 def test_a_probes_line_is_no_step_of_the_training() -> None:
-    probe = {"step": 5, "epoch": 0, "probe/knn_top1": 0.5, "time": {"probe/seconds": 3.0}}
-    metrics = Metrics.of([line(5, 0, 1.0, loss=2.0), probe, line(10, 1, 1.0, loss=1.0)])
+    probe = {"step": 5, "epoch": 0.5, "probe/knn_top1": 0.5, "time": {"probe/seconds": 3.0}}
+    metrics = Metrics.of([line(5, 0.5, 1.0, loss=2.0), probe, line(10, 1.0, 1.0, loss=1.0)])
 
     assert [one.step for one in metrics.training] == [5, 10]
     assert metrics.names("probe/") == ["probe/knn_top1"]
