@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mvd_offline.shards.atomic import make_folder, publish_bytes
+from mvd_offline.shards.atomic import make_folder, publish_bytes, remove_file
 
 FOLDER: Final = "examples"
 INDEX: Final = "examples.json"
@@ -72,9 +72,10 @@ class Examples:
 
 
 def write_examples(run: Path, lead: str, examples: Sequence[Example]) -> None:
-    """Replace a run's examples; the index comes last: where there is one, all that it names is there."""
+    """Replace a run's examples; the index goes first and comes last: a kill leaves none without what it names."""
     folder = run / FOLDER
     if folder.is_dir():
+        remove_file(folder / INDEX)
         shutil.rmtree(folder)
     make_folder(folder)
     written = [_written(folder, number, example) for number, example in enumerate(examples, 1)]
@@ -83,15 +84,16 @@ def write_examples(run: Path, lead: str, examples: Sequence[Example]) -> None:
 
 
 def have_examples(run: Path) -> bool:
-    return (run / FOLDER / INDEX).is_file()
+    return read_examples(run) is not None
 
 
 def read_examples(run: Path) -> Examples | None:
-    """A run's examples without their pixels; None where it has none."""
-    if not have_examples(run):
+    """A run's examples without their pixels; None where it has none, or a picture of them is gone."""
+    index = run / FOLDER / INDEX
+    if not index.is_file():
         return None
-    data = json.loads((run / FOLDER / INDEX).read_text(encoding="utf-8"))
-    return Examples(
+    data = json.loads(index.read_text(encoding="utf-8"))
+    found = Examples(
         data["lead"],
         tuple(
             Example(
@@ -104,13 +106,19 @@ def read_examples(run: Path) -> Examples | None:
             for one in data["examples"]
         ),
     )
+    films = (film for example in found.examples for film in example.films)
+    return found if all(_file_of(run, film).is_file() for film in films) else None
 
 
 def cells_of(run: Path, film: Film) -> list[bytes]:
     """A film's pictures, each as PNG."""
-    with Image.open(run / FOLDER / Path(film.file).name, formats=("PNG",)) as strip:
+    with Image.open(_file_of(run, film), formats=("PNG",)) as strip:
         width = strip.width // film.cells
         return [_png(strip.crop((cell * width, 0, (cell + 1) * width, strip.height))) for cell in range(film.cells)]
+
+
+def _file_of(run: Path, film: Film) -> Path:
+    return run / FOLDER / Path(film.file).name
 
 
 def _written(folder: Path, number: int, example: Example) -> Example:

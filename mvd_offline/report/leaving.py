@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def refresh_report(run: Path) -> None:
 
 
 def _write_page(run: Path) -> None:
-    remedy = f"`mvd-offline analyze report {run}`"
+    remedy = f"`mvd-offline analyze report {shlex.quote(str(run))}`"
     _try(lambda: write_run_report(run), f"{run / PAGE_FILE} could not be written", remedy)
 
 

@@ -25,7 +25,7 @@ from test_report import WIDTHS, Tags
 from mvd_offline.cli.main import main
 from mvd_offline.compare import compare
 from mvd_offline.distill import distill
-from mvd_offline.examples.files import Example, read_examples
+from mvd_offline.examples.files import Example, read_examples, write_examples
 from mvd_offline.examples.pretrain import filled
 from mvd_offline.finetune import finetune
 from mvd_offline.pretrain import pretrain
@@ -202,7 +202,7 @@ def test_a_finished_run_that_is_called_again_keeps_its_page(folder: Path, runs: 
 def test_a_drawing_that_fails_is_said_and_fails_nothing(
     folder: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = shutil.copytree(runs / "mae", tmp_path / "mae")
+    run = shutil.copytree(runs / "mae", tmp_path / "a run")
     shutil.rmtree(run / "examples")
     (run / "examples").touch()
     (run / "report.html").unlink()
@@ -213,7 +213,36 @@ def test_a_drawing_that_fails_is_said_and_fails_nothing(
     assert examples.startswith(f"the example predictions of {run} are missing (")
     assert examples.endswith("To try again: run the same command again")
     assert page.startswith(f"{run / 'report.html'} could not be written (")
-    assert page.endswith(f"To try again: `mvd-offline analyze report {run}`")
+    assert page.endswith(f"To try again: `mvd-offline analyze report '{run}'`")
+
+
+def test_examples_with_a_picture_that_is_gone_are_left_out_and_made_again(
+    folder: Path, runs: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs / "mae", tmp_path / "mae")
+    (picture, *_) = sorted((run / "examples").glob("*.png"))
+    picture.unlink()
+
+    assert main(["analyze", "report", str(run)]) == 0
+    assert 'id="examples"' not in (run / "report.html").read_text()
+
+    pretrain(test_pretrain.recipe("mae", epochs=1), catalog_path=folder / "html.parquet", run=run)
+    assert picture.read_bytes() == (runs / "mae" / "examples" / picture.name).read_bytes()
+    assert 'id="examples"' in (run / "report.html").read_text()
+
+
+def test_a_kill_while_examples_are_replaced_leaves_no_index_without_its_pictures(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(runs / "mae", tmp_path / "mae")
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_examples(run, "", [])
+    assert not (run / "examples" / "examples.json").exists()
 
 
 # ---- examples ----------------------------------------------------------------------------------------------------
