@@ -53,7 +53,7 @@ def write_folder(checkpoint: Checkpoint, out: Path, sizes: Sizes, converted: Con
             "decoder_intermediate_size": 4 * decoder.width,
         }
     if checkpoint.layout == "mae":
-        state = vitmae_names(checkpoint.state, bare=decoder is None)
+        state = vitmae_names(checkpoint.state, checkpoint.source, bare=decoder is None)
         config |= {"model_type": "vit_mae", "qkv_bias": True, "norm_pix_loss": True}
         config["architectures"] = ["ViTMAEModel" if decoder is None else "ViTMAEForPreTraining"]
     else:

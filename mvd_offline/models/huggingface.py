@@ -157,8 +157,12 @@ def videomae_names(state: Mapping[str, Tensor], *, bare: bool) -> dict[str, Tens
     return out
 
 
-def vitmae_names(state: Mapping[str, Tensor], *, bare: bool) -> dict[str, Tensor]:
-    """Official MAE tensors under Hugging Face's names; `bare` is a ViTMAEModel."""
+def vitmae_names(state: Mapping[str, Tensor], source: str, *, bare: bool) -> dict[str, Tensor]:
+    """Official MAE tensors under Hugging Face's names; `bare` is a ViTMAEModel.
+
+    Raises:
+        CheckpointError: tensors that ViTMAE has no place for, such as a classifier's.
+    """
     base = "" if bare else "vit."
     renames = {
         "cls_token": f"{base}embeddings.cls_token",
@@ -169,12 +173,23 @@ def vitmae_names(state: Mapping[str, Tensor], *, bare: bool) -> dict[str, Tensor
         "norm.bias": f"{base}layernorm.bias",
     }
     out: dict[str, Tensor] = {}
+    homeless = []
     for name, tensor in state.items():
         if match := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.*)", name):
             prefix = "decoder.decoder_layers" if match[1] else f"{base}encoder.layer"
             out |= _block_to_hf(f"{prefix}.{match[2]}", match[3], tensor)
+        elif name in renames:
+            out[renames[name]] = tensor
+        elif name == "mask_token" or name.startswith("decoder_"):
+            out[f"decoder.{name}"] = tensor
         else:
-            out[renames.get(name, f"decoder.{name}")] = tensor
+            homeless.append(name)
+    if homeless:
+        # Not dropped: where fc_norm stands for the final norm, the encoder that is left would give other outputs.
+        raise CheckpointError(
+            f"{source}: transformers' ViTMAE, to which image weights convert, has no place for {', '.join(homeless)}; "
+            "it is MAE's pretraining alone, without a classifier. Allowed for these weights: timm, safetensors, mvd"
+        )
     return out
 
 

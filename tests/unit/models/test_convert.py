@@ -97,6 +97,19 @@ def test_video_weights_have_no_place_in_timm(student, tmp_path):
         convert_checkpoint(official(student, tmp_path / "a.pth"), "timm", tmp_path / "t.pth")
 
 
+def test_a_classifier_of_images_has_no_place_in_a_folder_and_keeps_its_head_elsewhere(mae, tmp_path):
+    # As official MAE fine-tuning leaves it: a mean over tokens, then fc_norm in place of norm.
+    encoder = {n: t for n, t in mae.state_dict().items() if not n.startswith(("decoder_", "mask_token", "norm."))}
+    head = {"fc_norm.weight": torch.ones(48), "fc_norm.bias": torch.zeros(48), "head.weight": torch.ones(5, 48)}
+    torch.save({"model": encoder | head | {"head.bias": torch.zeros(5)}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"no place for fc_norm\.weight.*head\.bias.*timm, safetensors, mvd"):
+        convert_checkpoint(tmp_path / "a.pth", "hf", tmp_path / "hf", SIZES)
+    assert not (tmp_path / "hf").exists()
+    for to, out in (("timm", "t.safetensors"), ("safetensors", "s.safetensors"), ("mvd", "b.pth")):
+        assert not convert_checkpoint(tmp_path / "a.pth", to, tmp_path / out, SIZES).dropped
+        assert head.keys() < read_checkpoint(tmp_path / out).state.keys()
+
+
 @pytest.mark.parametrize(("to", "out"), [("mvd", "x.safetensors"), ("safetensors", "x.pth"), ("hf", "x.pth")])
 def test_an_output_name_of_another_format_is_refused(to, out, student, tmp_path):
     with pytest.raises(UsageError, match="this target writes a"):
