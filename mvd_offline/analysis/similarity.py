@@ -175,6 +175,11 @@ def _in_store(
         raise UsageError("--frames and --stride go with --videos: the clips of a store are those of its plan.")
     if twice := sorted(set(models) & set(store.target_columns)):
         raise UsageError(f"--model {twice[0]}: {store_dir} has a column of that name; choose another for the model.")
+    if not models and not store.target_columns:
+        raise UsageError(
+            f"{store_dir} holds baked clips alone, no teacher's features: add --model NAME=PATH to run a model on "
+            "them, or a teacher to the store with `mvd-offline extract STORE --teacher NAME=WEIGHTS`."
+        )
     source = StoreClips(store, clips=clips, seed=seed, root=root)
     section, where = source.plan.section, f"views of the store in {store_dir.resolve().name}/"
     if not models:

@@ -13,6 +13,7 @@ from mvd_offline.report import figures, frame
 from mvd_offline.report.gallery import Exhibit, gallery
 from mvd_offline.shards.atomic import publish_bytes
 from mvd_offline.shards.report import KINDS, report_numbers
+from mvd_offline.shards.schema import CLIPS
 from mvd_offline.shards.statistics import OUTLIER_RATIO
 from mvd_offline.shards.store import open_store
 from mvd_offline.video.views import Plan
@@ -100,10 +101,13 @@ def render_page(name: str, numbers: Mapping[str, Any], exhibits: list[Exhibit], 
         plan: names the views' videos.
         trouble: why no video was looked for.
     """
+    teachers = [column for column in numbers["store"]["columns"] if column != CLIPS]
     return frame.render_page(
         "page.html",
         name=name,
         numbers=numbers,
+        teachers=teachers,
+        targets=sum(numbers["sizes"][column]["rows"] for column in teachers),
         exhibits=exhibits,
         plan=plan,
         trouble=trouble,

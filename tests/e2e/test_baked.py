@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from small_runs import contents, fill, metrics, plan_small, run_distill, small_recipe, write_recipe
+from test_report import Tags
 
 from mvd_offline.bench.clips import time_on_device
 from mvd_offline.bench.suite.lines import lines_of
@@ -237,6 +238,16 @@ def test_a_view_is_shown_recomputed_and_reported_without_videos(baked: Path, tmp
     assert main(["shards", "info", str(store)]) == 0
 
 
+def test_the_page_tells_clips_from_targets(baked: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert main(["shards", "report", str(baked / "store"), "--out", str(page), "--views", "0"]) == 0
+    text = "|".join(Tags(page.read_text()).text)
+    assert "Teachers|2|image, video|" in text
+    assert "|48 targets, 24 clips|" in text
+    assert "clip|4 frames × 32 × 32 pixels|" in text
+    assert text.count(" tokens × ") == 2
+
+
 def test_loading_is_timed_from_videos_and_from_the_store(
     baked: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,7 +260,7 @@ def test_loading_is_timed_from_videos_and_from_the_store(
     assert "has no baked clips" in capsys.readouterr().err
 
 
-def test_a_store_of_clips_alone_is_exported_too_and_has_no_features_to_code(
+def test_a_store_of_clips_alone_is_exported_too_and_has_no_features_to_code_or_compare(
     baked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = plan_small(baked / "catalog.parquet", tmp_path / "store", {**STORE, "teachers": {}, "pixels": {}})
@@ -262,6 +273,12 @@ def test_a_store_of_clips_alone_is_exported_too_and_has_no_features_to_code(
     assert [name.partition(".")[2] for name in first] == [*(f"frame0{n}.jpg" for n in range(4)), "view.json"]
     assert main(["bench", "codecs", str(store)]) == 2
     assert "no teacher's column" in capsys.readouterr().err
+    similarity = ["analyze", "similarity", "--store", str(store), "-o", str(tmp_path)]
+    assert main(similarity) == 2
+    assert "holds baked clips alone, no teacher's features: add --model" in " ".join(capsys.readouterr().err.split())
+    assert main([*similarity, "--model", "a=random:vit_tiny:1", "--clips", "1"]) == 0
+    assert main(["shards", "report", str(store), "--out", str(tmp_path / "report.html"), "--views", "0"]) == 0
+    assert "Teachers|0|baked clips alone|" in "|".join(Tags((tmp_path / "report.html").read_text()).text)
 
 
 def test_exported_frames_are_the_very_files_of_the_store(baked: Path, tmp_path: Path) -> None:
