@@ -177,7 +177,10 @@ def vitmae_names(state: Mapping[str, Tensor], source: str, *, bare: bool) -> dic
     for name, tensor in state.items():
         if match := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.*)", name):
             prefix = "decoder.decoder_layers" if match[1] else f"{base}encoder.layer"
-            out |= _block_to_hf(f"{prefix}.{match[2]}", match[3], tensor)
+            if _has_place_in_block(match[3]):
+                out |= _block_to_hf(f"{prefix}.{match[2]}", match[3], tensor)
+            else:
+                homeless.append(name)
         elif name in renames:
             out[renames[name]] = tensor
         elif name == "mask_token" or name.startswith("decoder_"):
@@ -191,6 +194,10 @@ def vitmae_names(state: Mapping[str, Tensor], source: str, *, bare: bool) -> dic
             "it is MAE's pretraining alone, without a classifier. Allowed for these weights: timm, safetensors, mvd"
         )
     return out
+
+
+def _has_place_in_block(name: str) -> bool:
+    return name in ("attn.q_bias", "attn.v_bias") or name.rpartition(".")[0] in {"attn.qkv", *_BLOCK_TO_HF}
 
 
 def _block_to_hf(prefix: str, name: str, tensor: Tensor) -> dict[str, Tensor]:

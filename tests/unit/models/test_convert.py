@@ -110,6 +110,12 @@ def test_a_classifier_of_images_has_no_place_in_a_folder_and_keeps_its_head_else
         assert head.keys() < read_checkpoint(tmp_path / out).state.keys()
 
 
+def test_a_part_of_a_block_that_a_folder_has_no_place_for_is_named(mae, tmp_path):
+    torch.save({"model": mae.state_dict() | {"blocks.0.ls1.gamma": torch.ones(48)}}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"no place for blocks\.0\.ls1\.gamma"):
+        convert_checkpoint(tmp_path / "a.pth", "hf", tmp_path / "hf", SIZES)
+
+
 @pytest.mark.parametrize(("to", "out"), [("mvd", "x.safetensors"), ("safetensors", "x.pth"), ("hf", "x.pth")])
 def test_an_output_name_of_another_format_is_refused(to, out, student, tmp_path):
     with pytest.raises(UsageError, match="this target writes a"):
