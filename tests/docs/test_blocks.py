@@ -144,7 +144,7 @@ def pages_of(site: Path) -> list[Path]:
 
 
 def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(site: Path) -> None:
-    assert len(pages_of(site)) > len(PAGES)
+    assert {page.stem for page in pages_of(site)} >= {page.stem for page in PAGES if page.parent.name == "docs"}
     for page in pages_of(site):
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|img|iframe)[^>]*src="https?:[^"]*"', text), page.name
