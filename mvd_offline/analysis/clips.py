@@ -41,7 +41,7 @@ class Clip:
 
 @dataclass
 class Unread:
-    """Views that could not be read, with the reasons."""
+    """Videos of which a view could not be read, with the reason of the last one."""
 
     reasons: dict[str, str] = field(default_factory=dict)
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mvd_offline.analysis.clips import CatalogClips, ClipSource, StoreClips, features_of, still_name
 from mvd_offline.analysis.models import ClipShape, Models, default_device
-from mvd_offline.errors import UsageError, VideoError
+from mvd_offline.errors import UsageError
 from mvd_offline.geometry import TokenGrid
 from mvd_offline.shards.statistics import slice_cosines
 from mvd_offline.shards.store import open_store
@@ -154,17 +154,17 @@ def similarity(
     found: dict[str, dict[Definition, list[NDArray[np.float64]]]] = {
         name: {d: [] for d in DEFINITIONS} for name in grids
     }
-    total = len(source.views)
+    total, done = len(source.views), 0
     for done, features in enumerate(features_of(source, opened, still=still), 1):
         for name, one in features.items():
             for definition, matrix in cross_frame_cosines(one, grids[name]).items():
                 found[name][definition].append(matrix)
         on_clip(done, total)
-    if len(source.unread.reasons) == total:
-        raise VideoError(*next(iter(source.unread.reasons.items())))
+    # Clips are counted, not unread videos: a store can have several views of a video.
+    if not done:
+        raise _nothing_readable(source)
     stacked = (ModelSimilarity(name, {d: np.stack(m) for d, m in each.items()}) for name, each in found.items())
-    unread = source.unread.reasons
-    return Similarity(tuple(stacked), total - len(unread), where, unread, source.repeating())
+    return Similarity(tuple(stacked), done, where, source.unread.reasons, source.repeating())
 
 
 def _in_store(
@@ -194,6 +194,15 @@ def _in_catalog(
     opened = Models(models, shape, default_device())
     source = CatalogClips(catalog_path, opened.view(), clips=clips, seed=seed)
     return opened, source, f"middle clips of {catalog_path.name}"
+
+
+def _nothing_readable(source: ClipSource) -> UsageError:
+    reasons = source.unread.reasons
+    return UsageError(
+        f"none of the {len(source.views)} clips that were drawn can be read, of {len(reasons)} videos; one of them is "
+        f"{next(iter(reasons.values()))}. Put the videos back where they were, or tell with --root where those of a "
+        "store are now."
+    )
 
 
 def _require_slices(grids: Mapping[str, TokenGrid]) -> None:

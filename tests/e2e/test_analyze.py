@@ -81,6 +81,25 @@ def test_a_clip_in_which_nothing_moves_tells_what_places_do(made: Path, tmp_path
     assert moving < still < 1
 
 
+def test_views_of_videos_that_are_gone_are_left_out_one_by_one(made: Path, store: Path, tmp_path: Path, capsys) -> None:
+    # The store has two views of each of twelve videos.
+    shutil.copytree(made / "videos", tmp_path / "videos")
+    videos = sorted((tmp_path / "videos").rglob("*.mp4"))
+    words = ["similarity", "--store", store, "--root", tmp_path / "videos", "--model", "a=random:vit_tiny:1"]
+    words += ["--clips", 1000, "-o", tmp_path / "out"]
+    for video in videos[:2]:
+        video.unlink()
+    found = analyse(capsys, *words)
+
+    assert (found["clips"], len(found["unread"])) == (20, 2)
+    for video in videos[2:]:
+        video.unlink()
+    assert main(["analyze", *map(str, words)]) == 2
+    said = capsys.readouterr().err
+    assert "none of the 24 clips that were drawn can be read, of 12 videos; one of them is" in said
+    assert "no such file. Put the videos back" in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
