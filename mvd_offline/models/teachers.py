@@ -195,7 +195,8 @@ def load_teacher(
         image_size: side of the input in pixels; with None, what the file records or 224, and clips of any size
             that patches divide are accepted.
         frames: of a clip; with None, what the file records or 16.
-        tubelet_size: frames of one token; image teachers take the first of them. Default 2, or the weights'.
+        tubelet_size: frames of one token; image teachers take the first of them. Default 2, or the weights'; 1 of an
+            image teacher where `frames` is odd.
         positions: of a video teacher, where the file does not tell; VideoMAE's `interleaved_1d` by default.
         precision: autocast of the forward pass.
 
@@ -205,7 +206,8 @@ def load_teacher(
     if kind not in ("image", "video"):
         raise UsageError(f"a teacher's kind is image or video, not {kind!r}")
     if str(path).startswith("random:"):
-        return _random_teacher(str(path), kind, heads, image_size, frames, tubelet_size or 2, precision)
+        tubelet_size = tubelet_size or _usual_tubelet(kind, frames)
+        return _random_teacher(str(path), kind, heads, image_size, frames, tubelet_size, precision)
     checkpoint = read_checkpoint(path)
     if (checkpoint.layout == "mae") != (kind == "image"):
         found = "image" if checkpoint.layout == "mae" else "video"
@@ -219,7 +221,7 @@ def load_teacher(
             f"{path}: tubelet_size={tubelet_size} was given; the weights' is {checkpoint.tubelet_size}"
         )
     stored_size = _stored_image_size(checkpoint)
-    tubelet_size = (tubelet_size or 2) if kind == "image" else checkpoint.tubelet_size
+    tubelet_size = (tubelet_size or _usual_tubelet(kind, frames)) if kind == "image" else checkpoint.tubelet_size
     with torch.device("meta"):
         teacher = _build(
             kind,
@@ -316,6 +318,11 @@ def declared_identity(section: TeacherSection, view: ViewSection, name: TeacherN
 def released_patch_size(kind: TeacherName, arch: str) -> int:
     """Pixels of a patch's side of the released teacher of this size: MAE H has 14, all others 16."""
     return 14 if kind == "image" and arch == "vit_huge" else 16
+
+
+def _usual_tubelet(kind: TeacherName, frames: int | None) -> int:
+    """Frames of one token where nothing tells. An image teacher takes single frames as well, where pairs do not fit."""
+    return 1 if kind == "image" and frames is not None and frames % 2 else 2
 
 
 def _random_teacher(

@@ -134,6 +134,24 @@ def test_models_that_saw_different_clips_need_a_word_on_which(tmp_path: Path) ->
     assert models.sizes == (32,)
 
 
+def test_a_model_of_single_frames_is_set_beside_an_image_model(tmp_path: Path) -> None:
+    from mvd_offline.models.pretraining import MAEPretrainer
+    from mvd_offline.models.saving import save_model
+    from mvd_offline.models.student import Student
+    from mvd_offline.models.vit import Arch
+
+    arch, grid = Arch(64, 1, 1), TokenGrid(1, 2, 2)
+    paths = {name: str(tmp_path / f"{name}.safetensors") for name in ("student", "mae")}
+    save_model(paths["student"], Student(arch, decoder=arch, grid=grid, tubelet_size=1, targets={"image": 8}))
+    save_model(paths["mae"], MAEPretrainer(arch, image_size=32, patch_size=16, decoder=arch))
+
+    models = Models(paths, ClipShape(), "cpu")
+
+    assert {name: teacher.grid for name, teacher in models} == dict.fromkeys(paths, grid)
+    found = models.features({32: np.zeros((1, 32, 32, 3), np.uint8)})
+    assert {name: one.shape for name, one in found.items()} == dict.fromkeys(paths, (4, 64))
+
+
 def test_the_folder_of_a_run_means_its_weights(tmp_path: Path) -> None:
     (tmp_path / "teacher.safetensors").touch()
 

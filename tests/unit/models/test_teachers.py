@@ -132,6 +132,14 @@ def test_positions_are_recomputed_for_another_input_size(mae_file):
     assert teacher(torch.randn(1, 3, 2, 32, 32)).shape == (1, 4, 48)
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("seeded", [False, True])
+def test_an_image_teacher_takes_every_frame_where_pairs_do_not_fit(mae_file, frames, seeded):
+    teacher = load_teacher("random:vit_tiny" if seeded else mae_file, "image", image_size=32, frames=frames)
+    assert (teacher.tubelet_size, teacher.grid) == (1, TokenGrid(frames, 2, 2))
+    assert teacher(torch.randn(1, 3, frames, 32, 32)).shape == (1, 4 * frames, teacher.width)
+
+
 def test_a_clip_of_another_size_than_asked_for_is_refused(mae_file, video):
     teacher = load_teacher(mae_file, "image", image_size=32, frames=4)
     with pytest.raises(UsageError, match=r"T, H, W = \(4, 32, 32\), not \(4, 48, 48\)"):
