@@ -69,6 +69,7 @@ def gradients(
 
 
 def _print(found: GradientReport) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     heads = (
@@ -81,7 +82,7 @@ def _print(found: GradientReport) -> None:
         "gradient's cosine",
         "difference",
     )
-    table = Table(*heads, title=f"{found.clips} clips, student: {found.student}", title_justify="left")
+    table = Table(*heads, title=f"{found.clips} clips, student: {escape(found.student)}", title_justify="left")
     for one in found.effects:
         table.add_row(
             one.column,

@@ -85,12 +85,15 @@ def similarity(
 
 
 def _print(found: Similarity) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from mvd_offline.analysis.similarity import DEFINITIONS
     from mvd_offline.analysis.similarity_figure import IN_WORDS
 
-    title = f"Cosine of two different slices, {found.clips} {found.source}: mean ± standard deviation over clips"
+    title = (
+        f"Cosine of two different slices, {found.clips} {escape(found.source)}: mean ± standard deviation over clips"
+    )
     heads = [f"{IN_WORDS[definition]}{rest}" for definition in DEFINITIONS for rest in ("", ", first to last")]
     table = Table("model", "slices", *heads, title=title, title_justify="left")
     for model in found.models:
@@ -100,7 +103,7 @@ def _print(found: Similarity) -> None:
             for spread in (model.other_slices(definition), model.by_distance(definition)[-1])
         ]
         cells = [f"{spread.mean:.4f} ± {spread.std:.4f}" for spread in spreads]
-        table.add_row(model.name, str(model.slices), *cells)
+        table.add_row(escape(model.name), str(model.slices), *cells)
     print_table(table)
     if found.repeating:
         typer.echo(

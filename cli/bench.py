@@ -105,6 +105,7 @@ def official_like(
 
 
 def _print_comparison(comparison: Comparison) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from mvd_offline.cli.common import print_table
@@ -115,7 +116,7 @@ def _print_comparison(comparison: Comparison) -> None:
         )
 
     steps = f"{comparison.rounds} rounds of {comparison.steps} steps of {comparison.batch_size} clips"
-    title = f"{comparison.recipe}, precision {comparison.precision}: {steps}"
+    title = f"{escape(comparison.recipe)}, precision {comparison.precision}: {steps}"
     heads = ("", "clips/s", "of official-like", "by processor time", "% of peak", "loss")
     table = Table(*heads, title=title, title_justify="left")
     for name, rate in comparison.clips_per_second.items():

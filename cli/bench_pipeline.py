@@ -44,10 +44,11 @@ def pipeline(
     if as_json:
         print_json(times.to_json())
         return
+    from rich.markup import escape
     from rich.table import Table
 
     made = f"{times.rounds} rounds of {times.steps} steps of {times.batch_size} clips"
-    title = f"{times.recipe}: {made}, {times.workers} loader processes"
+    title = f"{escape(times.recipe)}: {made}, {times.workers} loader processes"
     table = Table("", "min", "median", "max", title=title, title_justify="left")
     for name, spread, unit, scale in (
         ("fed by the loader", times.loaded_clips_per_second, "clips/s", 1),

@@ -41,9 +41,10 @@ def planner(
     if as_json:
         print_json(truth.to_json())
         return
+    from rich.markup import escape
     from rich.table import Table
 
-    title = f"{truth.recipe}: {truth.rows} views, {truth.steps} steps"
+    title = f"{escape(truth.recipe)}: {truth.rows} views, {truth.steps} steps"
     table = Table("", "predicted", "outcome", "ratio", title=title, title_justify="left")
     for name, figure in truth.figures.items():
         table.add_row(name, *(_number(value) for value in (figure.predicted, figure.outcome, figure.ratio)))

@@ -93,10 +93,10 @@ def print_json(data: Any) -> None:
 
 
 def stdout_console() -> Console:
-    """A rich console on standard output: reports and tables."""
+    """A rich console on standard output: reports and tables. A name such as `a:x:` is no picture."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, soft_wrap=False, emoji=False)
 
 
 def stderr_console() -> Console:

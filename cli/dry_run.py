@@ -99,9 +99,10 @@ def _without_collector() -> Iterator[None]:
 
 
 def _table(dry: DryRun) -> Table:
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", "", title=f"Dry run of {dry.recipe.name}", show_header=False, title_justify="left")
+    table = Table("", "", title=f"Dry run of {escape(dry.recipe.name)}", show_header=False, title_justify="left")
     launch = dry.launch
     table.add_row(
         "batch",

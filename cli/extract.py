@@ -116,6 +116,7 @@ def _weights(given: Sequence[str] | None) -> dict[str, str]:
 
 
 def _print(store: Path, summary: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from mvd_offline.cli.common import human_bytes, human_duration, print_table
@@ -127,7 +128,7 @@ def _print(store: Path, summary: dict[str, Any]) -> None:
         )
         typer.echo(f"next: mvd-offline distill RECIPE --store {store} --run DIR")
         return
-    table = Table("", "", title=f"Extraction into {store}", show_header=False, title_justify="left")
+    table = Table("", "", title=f"Extraction into {escape(str(store))}", show_header=False, title_justify="left")
     rows = ", ".join(f"{count} {status}" for status, count in summary["rows"].items()) or "none: nothing was left to do"
     table.add_row("rows", rows)
     if summary["added_columns"]:
@@ -159,7 +160,7 @@ def _print(store: Path, summary: dict[str, Any]) -> None:
     if summary["failures"]:
         failed = Table("video", "status", "reason", title="In the ledger without targets", title_justify="left")
         for video, status, reason in summary["failures"][:20]:
-            failed.add_row(video, status, reason)
+            failed.add_row(escape(video), status, escape(reason))
         print_table(failed)
         if len(summary["failures"]) > 20:
             typer.echo(f"and {len(summary['failures']) - 20} more: mvd-offline shards ls {store} --rows")

@@ -77,11 +77,12 @@ def plan(
     if as_json:
         print_json({"store_id": made.store_id, **estimate.to_json()})
         return
+    from rich.markup import escape
     from rich.table import Table
 
     from mvd_offline.progress import rate_in_words
 
-    table = Table("", "", title=f"Store {store}", show_header=False, title_justify="left")
+    table = Table("", "", title=f"Store {escape(str(store))}", show_header=False, title_justify="left")
     failed = ", ".join(f"{count} {status}" for status, count in estimate.failed_rows.items()) or "none"
     table.add_row(
         "views", f"{estimate.rows} of {estimate.videos} videos in {estimate.shards} shards; unusable: {failed}"
@@ -92,7 +93,7 @@ def plan(
     for name, text in estimate.teachers.items():
         table.add_row(f"teacher {name}", text)
     for row in hours_rows(estimate.hours.to_json()):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     if estimate.teachers:
         for codec, size in estimate.bytes_by_codec.items():
             table.add_row(

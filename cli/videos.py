@@ -179,11 +179,12 @@ def show(
         print_json(facts)
         return
 
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in facts.items():
-        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else str(value))
+        table.add_row(name, f"{value:.3f}" if isinstance(value, float) else escape(str(value)))
     print_table(table)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mvd_offline.errors import UsageError
+from mvd_offline.lettering import literal
 from mvd_offline.report.plots import LOG_RATIO, log_ticks, number
 from mvd_offline.runs.folder import RunFolder
 from mvd_offline.runs.metrics import PROBE, Series, XAxis, smoothed
@@ -99,7 +100,7 @@ def draw_curves(runs: Mapping[str, Path], out: Path, *, axis: XAxis = "step", sm
         _finish(axes, panel, axis, [found[name].metrics.series(panel.name) for name in panel.runs])
     for axes in list(places):
         axes.set_axis_off()
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles = [Line2D([], [], color=colour, label=literal(name)) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)), frameon=False)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=_DPI)

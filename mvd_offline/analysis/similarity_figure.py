@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from mvd_offline.analysis.similarity import DEFINITIONS, Definition, ModelSimilarity, Similarity
+from mvd_offline.lettering import literal
 from mvd_offline.shards.atomic import publish_bytes
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def draw_similarity(found: Similarity, out: Path) -> Path:
     for axes, definition in zip(lower.subplots(1, len(DEFINITIONS), sharey=True), DEFINITIONS, strict=True):
         _draw_distances(axes, found, definition)
     figure.suptitle(
-        f"Cosine similarity of the features of different frames: {found.clips} {found.source}\n"
+        f"Cosine similarity of the features of different frames: {found.clips} {literal(found.source)}\n"
         "above each matrix: mean of two different slices ± standard deviation over clips",
         fontsize=10,
     )
@@ -65,7 +66,7 @@ def draw_similarity(found: Similarity, out: Path) -> Path:
 def _draw_matrix(axes: Axes, model: ModelSimilarity, definition: Definition, low: float) -> AxesImage:
     mean, other = model.mean(definition), model.other_slices(definition)
     image = axes.imshow(mean, vmin=low, vmax=1.0, cmap="viridis")
-    axes.set_title(f"{model.name}\n{other.mean:.3f} ± {other.std:.3f}", fontsize=10)
+    axes.set_title(f"{literal(model.name)}\n{other.mean:.3f} ± {other.std:.3f}", fontsize=10)
     axes.set_xticks(range(model.slices))
     axes.set_yticks(range(model.slices))
     axes.tick_params(labelsize=7, length=0)
@@ -88,7 +89,7 @@ def _draw_distances(axes: Axes, found: Similarity, definition: Definition) -> No
     for model in found.models:
         spreads = model.by_distance(definition)
         mean, std = (np.array([getattr(one, what) for one in spreads]) for what in ("mean", "std"))
-        (line,) = axes.plot(range(len(mean)), mean, marker="o", markersize=3, label=model.name)
+        (line,) = axes.plot(range(len(mean)), mean, marker="o", markersize=3, label=literal(model.name))
         axes.fill_between(range(len(mean)), mean - std, mean + std, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xticks(range(max(model.slices for model in found.models)))
     axes.set(xlabel="slices apart", ylabel="cosine", title=IN_WORDS[definition])

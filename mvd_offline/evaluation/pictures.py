@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mvd_offline.lettering import literal
 from mvd_offline.shards.atomic import temporary_file
 
 _COUNTED, _NAMED = 24, 120
@@ -109,6 +110,6 @@ def _worst(table: NDArray[np.int64], names: Sequence[str]) -> str:
 
 
 def _short(name: str, length: int) -> str:
-    """A name in a line; Something-Something's are sentences. Dollar signs would start a formula."""
+    """A name in a line; Something-Something's are sentences."""
     line = textwrap.shorten(name, length, placeholder=" ...") if " " in name else name[:length]
-    return line.replace("$", r"\$")
+    return literal(line)

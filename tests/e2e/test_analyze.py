@@ -100,6 +100,17 @@ def test_views_of_videos_that_are_gone_are_left_out_one_by_one(made: Path, store
     assert "no such file. Put the videos back" in said
 
 
+def test_names_are_shown_as_they_are_written(made: Path, tmp_path: Path, capsys) -> None:
+    # Dollar signs would be a formula in a figure; brackets, and a word between colons, mark a table's text.
+    catalog = Path(shutil.copy(made / "catalog.parquet", tmp_path / "x[b]$1_$:x:.parquet"))
+    words = ["similarity", "--videos", catalog, "--model", "[old]x[/b]$2^$=random:vit_tiny:1", "--image-size", "32"]
+
+    assert main(["analyze", *map(str, words), "--frames", "4", "--clips", "1", "-o", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert catalog.name in said
+    assert "│ [old]x[/b]$2^$ │" in said
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -223,6 +234,15 @@ def test_predictions_need_a_finished_run_and_its_store(student_run: Path, store:
     assert "has no student.safetensors yet" in capsys.readouterr().err
     assert main(["analyze", "predictions", str(student_run), *words, "--view", "4711"]) == 2
     assert "has no view 4711" in capsys.readouterr().err
+
+
+def test_a_students_path_is_shown_as_it_is_written(student_run: Path, store: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "[old]").mkdir()
+    student = shutil.copy(student_run / "student.safetensors", tmp_path / "[old]")
+    words = [write_recipe(tmp_path / "r.yaml"), "--store", store, "--against", store, "--student", student]
+
+    assert main(["analyze", "gradients", *map(str, words), "--clips", "1"]) == 0
+    assert "/[old]/student" in capsys.readouterr().out
 
 
 # ---- features --------------------------------------------------------------------------------------------------------

@@ -50,6 +50,25 @@ def healthy(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fill(plan_small(videos / "catalog.parquet", tmp_path_factory.mktemp("healthy") / "store"))
 
 
+def test_names_are_shown_as_they_are_written(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Brackets mark a table's text.
+    folder = tmp_path / "videos" / "[old]"
+    shutil.copytree(videos / "videos", folder)
+    lost = min(folder.rglob("*.mp4")).rename(folder / "x[b].mp4")
+    catalog, store = tmp_path / "catalog.parquet", tmp_path / "[old]"
+    scan_videos(tmp_path / "videos", catalog)
+    capsys.readouterr()
+
+    words = [write_recipe(tmp_path / "r.yaml"), "--videos", catalog, "--store", store]
+    assert main(["plan", *map(str, words)]) == 0
+    assert f"Store {store}" in capsys.readouterr().out
+    lost.unlink()
+    main(["extract", str(store), "--workers", "1"])
+    said = capsys.readouterr().out
+    assert f"Extraction into {store}" in said
+    assert "│ [old]/x[b].mp4 │" in said
+
+
 @pytest.fixture
 def store(videos: Path, tmp_path: Path) -> Path:
     """A planned, empty store, whose videos are a copy that a test may damage: `tmp_path / "videos"`."""

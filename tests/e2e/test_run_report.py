@@ -346,6 +346,13 @@ def test_curves_of_several_runs_are_one_figure_and_one_table(
     assert float(rows[-1]["epoch"]) == 1.0
 
 
+def test_a_name_with_dollar_signs_is_no_formula(runs: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(runs / "mae", tmp_path / "x$1_$", ignore=shutil.ignore_patterns("checkpoints"))
+
+    assert main(["analyze", "curves", str(run), "-o", str(tmp_path / "c.png")]) == 0
+    assert (tmp_path / "c.png").is_file()
+
+
 def test_runs_of_one_name_need_names_of_their_own(
     folder: Path, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,8 @@ def test_show_tells_a_file_from_a_catalog_entry(made: Path, tmp_path: Path) -> N
     assert {from_file[k] == known[k] for k in ("frames", "fps", "width", "height", "size", "sha256")} == {True}
     assert known["label_name"] == path.parent.name
     assert "frames" in run("show", path).stdout
+    marked = shutil.copy(path, tmp_path / "[old]x[b].mp4")
+    assert Path(marked).name in run("show", marked).stdout
 
 
 def test_mistakes_are_one_line_and_an_exit_status(made: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_models_and_video_do_not_import_each_other() -> None:
 LAYERS = [
     {"shards"},
     {"errors"},
-    {"recipe", "geometry", "randomness", "local", "processes", "progress", "coding", "sheet", "units"},
+    {"recipe", "geometry", "randomness", "local", "processes", "progress", "coding", "sheet", "units", "lettering"},
     {"models", "video", "losses"},
     {
         "training",

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mvd_offline.lettering import literal
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -30,7 +32,7 @@ def draw_plots(out: Path, reports: Mapping[str, Report]) -> dict[str, str]:
 
 def _official_like(axes: Axes, report: Report) -> None:
     _bars(axes, report["clips_per_second"], "clips/s")
-    axes.set_title(f"{report['recipe']}, {report['batch_size']} clips a step, precision {report['precision']}")
+    axes.set_title(f"{literal(report['recipe'])}, {report['batch_size']} clips a step, precision {report['precision']}")
 
 
 def _codecs(axes: Axes, report: Report) -> None:
