@@ -50,8 +50,8 @@ class ProbeReport:
         unreadables: what was done with those of the test.
         extraction_seconds: of this call; 0 where the features were there.
         seconds: that each probe of this call took, reading features included.
-        step: of the run in whose folder this lies, after which it had these weights; None elsewhere.
         probes: accuracies; also those that earlier calls found on the same features.
+        step: of the run in whose folder this lies, after which it had these weights; None elsewhere.
     """
 
     checkpoint: str
@@ -64,8 +64,8 @@ class ProbeReport:
     unreadables: Unreadables
     extraction_seconds: float
     seconds: Mapping[ProbeKind, float]
-    step: int | None
     probes: Mapping[ProbeKind, Scores]
+    step: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
