@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mvd_offline.recipe.comparing import ABSENT, differences, flat_recipe, value_in_words
-from mvd_offline.runs.folder import RunFolder
+from mvd_offline.runs.folder import TESTS, RunFolder
 from mvd_offline.runs.metrics import PROBE
 from mvd_offline.units import device_hours
 
@@ -125,7 +125,7 @@ def _probes_at_the_end(runs: list[RunFolder]) -> Iterator[Row]:
 def _tests(runs: list[RunFolder]) -> Iterator[Row]:
     for place in dict.fromkeys(place for run in runs for place in run.evaluations):
         results = [run.evaluations.get(place, {}) for run in runs]
-        section = "test of averaged weights" if place else "test"
+        section = TESTS[place]
         for key, title in _SCORES.items():
             yield _row(section, title, [result.get(key) for result in results], _percent)
         yield _row(section, "videos", [result.get("videos") for result in results], _grouped)

@@ -21,8 +21,8 @@ from mvd_offline.training.run import (
     require_run,
 )
 
-PLACES: Final = ("", "ema")
-"""Where in a run the results of `evaluate` lie: of its weights, and of their moving average."""
+TESTS: Final = {"": "test", "ema": "test of averaged weights"}
+"""Where in a run the results of `evaluate` lie, and what each is of."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunFolder:
         training: `accounting.TrainingTime`; None while the run is not at its end.
         hours: `hours.Hours` of a distillation that is at its end.
         probes: what `evaluate RUN --probe` found of the models as they are now, by kind of probe.
-        evaluations: `evaluation.json` of the models as they are now, by the folder in which it lies, of `PLACES`.
+        evaluations: `evaluation.json` of the models as they are now, by the folder in which it lies, of `TESTS`.
         outdated: results of models that the run has since trained on, in words, with their step.
     """
 
@@ -56,9 +56,11 @@ class RunFolder:
         report = _json(path / REPORT_FILE)
         metrics = Metrics.read(path)
         probed = _json(path / PROBE_FOLDER / PROBE_FILE)
-        tested = {place: _json(path / place / EVALUATION_FILE) for place in PLACES}
-        named = {"probes": probed, "test": tested[""], "test of averaged weights": tested["ema"]}
-        outdated = {name: result["step"] for name, result in named.items() if _is_of_before(result, metrics.last_step)}
+        tested = {place: _json(path / place / EVALUATION_FILE) for place in TESTS}
+        named = {"probes": probed} | {TESTS[place]: result for place, result in tested.items()}
+        # What does not say its step counts as of now.
+        steps = {name: result.get("step") for name, result in named.items()}
+        outdated = {name: step for name, step in steps.items() if isinstance(step, int) and step < metrics.last_step}
         return cls(
             path=path,
             recipe=load_recipe(path / RECIPE_FILE),
@@ -69,9 +71,7 @@ class RunFolder:
             hours=report.get("hours"),
             probes={} if "probes" in outdated else probed.get("probes", {}),
             evaluations={
-                place: result
-                for place, result in tested.items()
-                if "top1" in result and not _is_of_before(result, metrics.last_step)
+                place: result for place, result in tested.items() if "top1" in result and TESTS[place] not in outdated
             },
             outdated=outdated,
         )
@@ -84,12 +84,6 @@ class RunFolder:
     def method(self) -> str:
         """What kind of training it is, as its progress says: `distill`, `finetune`, `mae`, `videomae`."""
         return self.recipe.method if self.recipe.kind == "pretrain" else self.recipe.kind
-
-
-def _is_of_before(result: Mapping[str, Any], last_step: int) -> bool:
-    """The run went on after a result; one that does not say its step counts as of now."""
-    step = result.get("step")
-    return isinstance(step, int) and step < last_step
 
 
 def _json(path: Path) -> dict[str, Any]:
